@@ -1,0 +1,315 @@
+"""How do many small writes become few commits? Group commit, without a timer.
+
+While one batch is being committed, the next one gathers; a write that finds nothing under way goes at once. Operations
+on one run apply in call order, each on what the one before it left; a run is named once in a batch. The heads of
+recently written runs are kept as the *expectation* of the next commit: if another process wrote meanwhile, the store
+answers with what is there instead, and the operations are applied anew to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Final
+
+from .errors import FlujoStateError, OutcomeUnknownError
+from .runs import Base, Draft
+from .store import APPLIED, BUSY, Change, CommitUnknown, Interrupted, Outcome, Store, StoredRun
+
+MAX_OPERATIONS: Final = 200
+MAX_BYTES: Final = 8 * 1024 * 1024
+MAX_HEADS: Final = 4096
+"""How many runs' heads are kept as expectations."""
+_MAX_DIGESTS: Final = 20_000
+"""A head with more history entries than this is not kept: 16 bytes for each of them."""
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One public write. ``apply`` checks and changes a draft, and may be called again on a newer one."""
+
+    run_id: str
+    apply: Callable[[Draft], Any]
+    size: int = 0
+    """Bytes of documents, to bound a batch."""
+    record_id: str | None = None
+    """The step record that it replaces, if there is one."""
+    solo: bool = False
+    """Not together with another operation on the same run."""
+    future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class _Work:
+    """The operations of one batch on one run, and where they stand."""
+
+    __slots__ = ("base", "change", "draft", "fresh", "operations", "results", "run_id", "sent")
+
+    def __init__(self, run_id: str, operations: list[Operation], base: Base | None) -> None:
+        self.run_id = run_id
+        self.operations = operations
+        self.base = base
+        self.fresh = False
+        """Whether ``base`` was read for these operations, so that it may be answered from."""
+        self.draft: Draft | None = None
+        self.change: Change | None = None
+        self.results: list[tuple[Operation, Any, BaseException | None]] = []
+        self.sent: list[bytes] = []
+        """Operation ids of commits whose answer was lost."""
+
+
+class Batcher:
+    """The writes of one store, from one event loop."""
+
+    def __init__(self, store: Store, *, deadline: float) -> None:
+        self._store = store
+        self._deadline = deadline
+        self._waiting: deque[Operation] = deque()
+        self._heads: OrderedDict[str, Base] = OrderedDict()
+        self._task: asyncio.Task[None] | None = None
+        self._apart: dict[str, asyncio.Task[None]] = {}
+        """Runs that another writer held up: each is committed alone, beside the batches."""
+
+    async def submit(self, operation: Operation) -> Any:
+        """The operation's result, once it is durable. A cancelled caller's write is not begun, or ends."""
+        self._waiting.append(operation)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="flujo group commit")
+        return await operation.future
+
+    async def drain(self) -> None:
+        """Wait until everything submitted is settled."""
+        while self._task is not None or self._apart:
+            tasks = [*self._apart.values()] + ([self._task] if self._task else [])
+            await asyncio.wait(tasks)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch = self._gather()
+                if batch:
+                    await self._settle(batch)
+                elif self._apart:
+                    await asyncio.wait(list(self._apart.values()), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._task = None
+            # Only a cancelled task leaves operations behind: the loop is ending.
+            for operation in self._waiting:
+                operation.future.cancel()
+            self._waiting.clear()
+
+    def _gather(self) -> list[_Work]:
+        """The next batch, in byte order of run_id (text sorts as its UTF-8); what can't go yet stays in order."""
+        by_run: dict[str, list[Operation]] = {}
+        left: list[Operation] = []
+        blocked = set(self._apart)
+        count = size = 0
+        while self._waiting and count < MAX_OPERATIONS and (size < MAX_BYTES or not count):
+            operation = self._waiting.popleft()
+            if operation.future.cancelled():
+                continue
+            group = by_run.get(operation.run_id)
+            if operation.run_id in blocked or (group and (operation.solo or group[0].solo)):
+                blocked.add(operation.run_id)
+                left.append(operation)
+                continue
+            by_run.setdefault(operation.run_id, []).append(operation)
+            count, size = count + 1, size + operation.size
+        self._waiting.extendleft(reversed(left))
+        return [_Work(run_id, by_run[run_id], self._heads.get(run_id)) for run_id in sorted(by_run)]
+
+    async def _settle(self, batch: list[_Work]) -> None:
+        """Commit a batch; no operation is left without an answer, whatever happens."""
+        try:
+            await self._commit(batch, monotonic() + self._deadline)
+        except BaseException as error:
+            for work in batch:
+                self._heads.pop(work.run_id, None)
+                _fail(work.operations, error)
+            if not isinstance(error, Exception):
+                raise
+
+    async def _commit(self, batch: list[_Work], give_up: float) -> None:
+        attempt = 0
+        while batch := await self._prepare(batch):
+            changes = [work.change for work in batch if work.change is not None]
+            try:
+                outcomes = await self._store.commit(changes)
+            except Interrupted as signal:
+                attempt += 1
+                if not await self._pause(attempt, give_up):
+                    self._give_up(batch, signal)
+                    return
+            except CommitUnknown as signal:
+                attempt += 1
+                for work in batch:
+                    work.sent.append(_operation_id(work))
+                batch = await self._look(batch, signal, attempt, give_up)
+            except FlujoStateError:
+                if len(batch) == 1:
+                    raise
+                # One bad operation fails alone.
+                for work in batch:
+                    await self._settle([work])
+                return
+            else:
+                batch = [
+                    work for work, outcome in zip(batch, outcomes, strict=True) if not self._settled(work, outcome)
+                ]
+
+    async def _prepare(self, batch: list[_Work]) -> list[_Work]:
+        """Apply the operations of each run to what is expected to be stored; those that have something to write."""
+        for work in batch:
+            await self._apply(work)
+        # Without a write there is no compare-and-swap, so an answer needs what is stored now.
+        idle = [work for work in batch if work.change is None and not work.fresh]
+        if idle:
+            stored = await self._read(idle)
+            for work in idle:
+                found = stored.get(work.run_id)
+                work.base, work.fresh = Base.of(found) if found else None, True
+                await self._apply(work)
+        for work in batch:
+            if work.change is None:
+                self._answer(work)
+        return [work for work in batch if work.change is not None]
+
+    async def _read(self, works: Iterable[_Work]) -> dict[str, StoredRun]:
+        return await self._store.stored_runs([work.run_id for work in works])
+
+    async def _apply(self, work: _Work) -> None:
+        costs = {}
+        for operation in work.operations:
+            if operation.record_id is not None and work.base is not None:
+                costs[operation.record_id] = await self._store.step_cost(work.run_id, operation.record_id)
+        draft = Draft(work.run_id, work.base, costs)
+        work.results = []
+        for operation in work.operations:
+            try:
+                work.results.append((operation, operation.apply(draft), None))
+            except Exception as error:
+                work.results.append((operation, None, error))
+        work.draft, work.change = draft, draft.finish(os.urandom(16))
+
+    def _settled(self, work: _Work, outcome: Outcome) -> bool:
+        """Answer what was applied; False if the operations are to be tried again on what is stored instead."""
+        if outcome == APPLIED:
+            self._answer(work)
+        elif outcome == BUSY:
+            self._set_apart(work)
+        else:
+            assert outcome is None or isinstance(outcome, StoredRun)
+            if not work.sent:
+                work.base, work.fresh = Base.of(outcome) if outcome else None, True
+                return False
+            self._recognise(work, outcome)
+        return True
+
+    def _recognise(self, work: _Work, stored: StoredRun | None) -> None:
+        """Answer operations of which a commit lost its answer, from what is stored after it."""
+        assert work.change is not None
+        if stored is not None and stored.operation_id in work.sent:
+            self._answer(work, stored.operation_id)
+        elif stored is None and work.change.row is None:
+            self._answer(work)
+        else:
+            # Somebody wrote the run since: before our commit or after it, nobody can tell.
+            self._unknown(work)
+
+    def _set_apart(self, work: _Work) -> None:
+        async def alone() -> None:
+            try:
+                await self._settle([_Work(work.run_id, work.operations, work.base)])
+            finally:
+                del self._apart[work.run_id]
+
+        self._apart[work.run_id] = asyncio.get_running_loop().create_task(alone(), name="flujo commit of a locked run")
+
+    def _answer(self, work: _Work, operation_id: bytes | None = None) -> None:
+        assert work.draft is not None
+        head = work.draft.result()
+        if head is not None and operation_id is not None:
+            head.run.operation_id = operation_id
+        self._heads.pop(work.run_id, None)
+        if head is not None and len(head.digests) <= _MAX_DIGESTS:
+            self._heads[work.run_id] = head
+            if len(self._heads) > MAX_HEADS:
+                self._heads.popitem(last=False)
+        for operation, result, error in work.results:
+            if operation.future.done():
+                continue
+            if error is not None:
+                operation.future.set_exception(error)
+            else:
+                operation.future.set_result(result)
+
+    # --- when a commit gets no answer ---
+
+    async def _pause(self, attempt: int, give_up: float) -> bool:
+        """Wait a little, longer each time; whether there is time for another try."""
+        wait = random.uniform(0.5, 1.5) * min(0.001 * 2 ** min(attempt, 10), 0.5)
+        if monotonic() + wait >= give_up:
+            return False
+        await asyncio.sleep(wait)
+        return True
+
+    async def _look(self, batch: list[_Work], signal: CommitUnknown, attempt: int, give_up: float) -> list[_Work]:
+        """After a commit without an answer: settle what can be told, give back what was certainly not applied yet."""
+        while True:
+            if not await self._pause(attempt, give_up):
+                self._give_up(batch, signal)
+                return []
+            try:
+                stored = await self._read(batch)
+                break
+            except (Interrupted, FlujoStateError):
+                attempt += 1
+        again = []
+        for work in batch:
+            found = stored.get(work.run_id)
+            assert work.change is not None
+            if work.change.expected == (found.operation_id if found else None):
+                # Not applied, or not yet: if the first commit still comes through, the compare-and-swap tells.
+                again.append(work)
+            else:
+                self._recognise(work, found)
+        return again
+
+    def _give_up(self, batch: list[_Work], signal: Interrupted | CommitUnknown) -> None:
+        for work in batch:
+            if work.sent:
+                self._unknown(work)
+            else:
+                self._heads.pop(work.run_id, None)
+                _fail(work.operations, signal.error)
+
+    def _unknown(self, work: _Work) -> None:
+        self._heads.pop(work.run_id, None)
+        error = OutcomeUnknownError(
+            f"run {work.run_id!r}: the connection was lost while the write was being committed, and it can't be told "
+            "whether it was; load the run before you repeat it"
+        )
+        _fail(work.operations, error)
+
+
+def _operation_id(work: _Work) -> bytes:
+    row = work.change.row if work.change else None
+    return row.operation_id if row else b""
+
+
+def _fail(operations: list[Operation], error: BaseException) -> None:
+    """Each waiter gets an exception of its own: one object raised in two tasks mixes their tracebacks."""
+    for operation in operations:
+        if operation.future.done():
+            continue
+        if isinstance(error, Exception):
+            twin = copy(error)
+            twin.__cause__ = error.__cause__
+            operation.future.set_exception(twin)
+        else:
+            operation.future.cancel()

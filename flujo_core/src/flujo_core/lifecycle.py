@@ -1,0 +1,124 @@
+"""How does a backend open, close and reach its database? What every part of `StateBackend` stands on (G)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from .batching import Operation
+from .codec import byte_length, check_size, encode, seal
+from .migrations import MigrationReport, SchemaStatus
+from .model import RunInfo
+from .runs import Draft, Run
+from .sessions import Sessions
+from .settings import BackendSettings
+from .store import RunQuery, Store
+
+Result = TypeVar("Result")
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Lifecycle:
+    """``make_store`` makes a store that isn't open yet; ``clock`` returns the current time as an aware UTC datetime."""
+
+    def __init__(
+        self, make_store: Callable[[], Store], settings: BackendSettings, *, clock: Callable[[], datetime] = _utc_now
+    ) -> None:
+        self._make_store = make_store
+        self._settings = settings
+        self._clock = clock
+        self._sessions = Sessions(make_store, settings)
+
+    @classmethod
+    def from_uri(cls, uri: str, settings: BackendSettings) -> Self:
+        """The backend for a URI of one of its schemes; what `open_backend` calls."""
+        raise TypeError(f"{cls.__name__} is not made from a URI")
+
+    @property
+    def settings(self) -> BackendSettings:
+        return self._settings
+
+    # --- G: life -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self._sessions.current()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    async def shutdown(self) -> None:
+        """Settle what is under way in this event loop and close (G1). Harmless when repeated; a later call opens again.
+
+        Raises `StorageTimeoutError` after ``close_timeout`` seconds.
+        """
+        await self._sessions.close()
+
+    async def close(self) -> None:
+        """The same as `shutdown`."""
+        await self.shutdown()
+
+    async def schema_status(self) -> SchemaStatus:
+        """Which migrations are applied and which are pending. Writes nothing."""
+        return await self._aside(Store.schema_status, create=False)
+
+    async def migrate(self, target_version: int | None = None, dry_run: bool = False) -> MigrationReport:
+        """Apply pending migrations, up to ``target_version`` if given; with ``dry_run`` only tell which.
+
+        Raises `MigrationError` for an unknown or lower target, and for a step that fails (it is rolled back).
+        """
+        return await self._aside(lambda store: store.migrate(target_version, dry_run), create=not dry_run)
+
+    async def _aside(self, use: Callable[[Store], Awaitable[Result]], *, create: bool) -> Result:
+        """On a store of its own, whose schema is not looked at first."""
+        store = self._make_store()
+        try:
+            await store.open(create=create)
+            return await use(store)
+        finally:
+            await store.close()
+
+    async def _store(self) -> Store:
+        return (await self._sessions.current()).store
+
+    async def _write(
+        self,
+        run_id: str,
+        apply: Callable[[Draft], Any],
+        *,
+        size: int = 0,
+        record_id: str | None = None,
+        solo: bool = False,
+    ) -> Any:
+        session = await self._sessions.current()
+        return await session.batcher.submit(Operation(run_id, apply, size, record_id, solo))
+
+    def _document(self, value: Any) -> str:
+        """A normalized value as a document within the limit (G4)."""
+        text = encode(value)
+        check_size(byte_length(text), self._settings.max_document_bytes)
+        return seal(text)
+
+    async def _list(self, query: RunQuery) -> list[Run]:
+        return [Run.from_document(document) for document in await (await self._store()).list_runs(query)]
+
+    async def _rows(self, query: RunQuery) -> list[RunInfo]:
+        return [run.row() for run in await self._list(query)]
+
+    async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
+        """All rows of the query by key; between pages nothing is held (R7)."""
+        while True:
+            page = await self._rows(replace(query, limit=page_size))
+            for row in page:
+                yield row
+            if len(page) < page_size:
+                return
+            query = replace(query, after=(page[-1]["created_at"], page[-1]["run_id"]))

@@ -1,0 +1,104 @@
+"""Which open store serves this call? One for each process and event loop (G2), opened on first use (G1)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+
+from .batching import Batcher
+from .errors import StorageTimeoutError
+from .settings import BackendSettings
+from .store import Store
+
+
+class Session:
+    """A store that one event loop uses, and its writes."""
+
+    __slots__ = ("batcher", "loop", "opening", "pid", "store")
+
+    def __init__(self, store: Store, settings: BackendSettings) -> None:
+        self.store = store
+        self.batcher = Batcher(store, deadline=settings.lock_timeout)
+        self.pid = os.getpid()
+        self.loop = asyncio.get_running_loop()
+        self.opening: asyncio.Task[None] | None = None
+
+
+class Sessions:
+    def __init__(self, make_store: Callable[[], Store], settings: BackendSettings) -> None:
+        self._make_store = make_store
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[int, int], Session] = {}
+
+    async def current(self) -> Session:
+        """The session of the running loop, open."""
+        loop = asyncio.get_running_loop()
+        key = (os.getpid(), id(loop))
+        session = self._sessions.get(key)
+        if session is None or session.loop is not loop:
+            self._abandon_dead()
+            session = Session(self._make_store(), self._settings)
+            session.opening = loop.create_task(self._open(key, session), name="flujo opening")
+            # A failure that nobody waits for any more is told to the next caller, who opens anew.
+            session.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+            with self._lock:
+                self._sessions[key] = session
+        if session.opening is not None:
+            await asyncio.shield(session.opening)
+        return session
+
+    async def _open(self, key: tuple[int, int], session: Session) -> None:
+        store, migrate = session.store, self._settings.auto_migrate
+        try:
+            await store.open(create=migrate)
+            status = await store.schema_status()
+            if migrate:
+                status.refuse_newer()
+                if status.pending:
+                    await store.migrate(None, dry_run=False)
+            else:
+                status.require_current()
+            session.opening = None
+        except BaseException:
+            self._forget(key, session)
+            await store.close()
+            raise
+
+    def _forget(self, key: tuple[int, int], session: Session) -> None:
+        with self._lock:
+            if self._sessions.get(key) is session:
+                del self._sessions[key]
+
+    def _abandon_dead(self) -> None:
+        """Let go of stores whose loop is closed. Those of a parent process are left alone: closing them here would pull
+        connections and locks from under the parent."""
+        pid = os.getpid()
+        with self._lock:
+            dead = [key for key, session in self._sessions.items() if session.pid == pid and session.loop.is_closed()]
+            gone = [self._sessions.pop(key) for key in dead]
+        for session in gone:
+            session.store.abandon()
+
+    async def close(self) -> None:
+        """Settle and close the running loop's session, within close_timeout."""
+        self._abandon_dead()
+        key = (os.getpid(), id(asyncio.get_running_loop()))
+        session = self._sessions.get(key)
+        if session is None or session.loop is not asyncio.get_running_loop():
+            return
+        self._forget(key, session)
+        limit = self._settings.close_timeout
+        try:
+            async with asyncio.timeout(limit):
+                if session.opening is not None:
+                    await asyncio.wait([session.opening])
+                await session.batcher.drain()
+                await session.store.close()
+        except TimeoutError:
+            session.store.abandon()
+            raise StorageTimeoutError(
+                f"shutdown did not end within {limit:g} s (close_timeout); what was under way was cut off"
+            ) from None

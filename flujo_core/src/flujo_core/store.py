@@ -1,0 +1,319 @@
+"""What does a database have to do? A plugin implements `Store`; everything else is decided once, in core.
+
+A store keeps rows and documents that core hands it, and finds them again. It decides nothing about their meaning:
+no defaults, no validation, no status rules. Its one write is `Store.commit`.
+
+How to write one: copy the folder of ``flujo_sqlite``, keep the file names, and run the conformance suite.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple
+
+from .migrations import MigrationReport, SchemaStatus
+
+
+class RunRow(NamedTuple):
+    """The row of a run, column by column in this order. ``run`` is the truth; the other columns are made from it by the
+    writer, for filters, order and SQL."""
+
+    run_id: str
+    operation_id: bytes
+    """16 bytes, unique to each write: what a compare-and-swap compares."""
+    listed: bool
+    """False for a placeholder, which no list, count or iteration shows."""
+    pipeline_id: str
+    pipeline_name: str
+    pipeline_version: str
+    status: str
+    created_at: datetime
+    updated_at: datetime
+    end_time: datetime | None
+    current_step_index: int
+    total_steps: int
+    error_message: str | None
+    execution_time_ms: float | None
+    memory_usage_mb: float | None
+    total_cost: float | None
+    is_background_task: bool
+    parent_run_id: str | None
+    task_id: str | None
+    background_error: str | None
+    revision: int
+    run: str
+    """A JSON document: what core needs to make rows and the next write."""
+
+
+class Keep:
+    """The type of `KEEP`."""
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Final = Keep()
+"""Leave what is stored as it is."""
+
+
+class HistoryEntry(NamedTuple):
+    """One entry of ``step_history``: its place from 0, 16 bytes that tell entries apart, its JSON text."""
+
+    position: int
+    digest: bytes
+    entry: str
+
+
+class StepRecord(NamedTuple):
+    """A step. Of one run, ``sequence`` is the order of saving. A ``record_id`` that the run already has is replaced:
+    the other columns change, ``sequence`` stays."""
+
+    sequence: int
+    record_id: str | None
+    step_index: int
+    step_name: str
+    status: str
+    cost_usd: float | None
+    created_at: datetime
+    document: str
+
+
+class SpanRecord(NamedTuple):
+    """A span. A ``span_id`` that the run already has is replaced: the other columns change, ``sequence`` stays."""
+
+    span_id: str
+    sequence: int
+    from_trace: bool
+    name: str
+    status: str
+    start_time: float
+    end_time: float | None
+    document: str
+
+
+class EvaluationRecord(NamedTuple):
+    sequence: int
+    score: float
+    step_name: str | None
+    created_at: datetime
+    document: str
+
+
+@dataclass(slots=True)
+class Change:
+    """What one commit does to one run, all of it or nothing, in the order of the fields."""
+
+    run_id: str
+    expected: bytes | None
+    """The operation id that the stored row must have; None: there must be no row."""
+    wipe: bool = False
+    """First remove all that is the run's, its row included."""
+    row: RunRow | None = None
+    """The run's row from now on; None: no row (then only ``wipe`` is set)."""
+    snapshot: str | None | Keep = KEEP
+    """The snapshot document from now on; None: no snapshot."""
+    metadata: str | Keep = KEEP
+    """The metadata as JSON text, to be found by filters; given for a new row and when it changes."""
+    history_length: int | None = None
+    """Remove history from this position on; None: none."""
+    history: list[HistoryEntry] = field(default_factory=list)
+    """Entries to put, replacing what is at their positions."""
+    steps: list[StepRecord] = field(default_factory=list)
+    drop_trace_spans: bool = False
+    """Remove the spans that have ``from_trace``, before ``spans`` are put."""
+    spans: list[SpanRecord] = field(default_factory=list)
+    trace: str | None = None
+    """The trace document to put; None: leave it."""
+    details: dict[str, str] = field(default_factory=dict)
+    """Documents that only `StateBackend.get_run_details` shows, to put by key; a key is a JSON text."""
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
+
+
+class StoredRun(NamedTuple):
+    """A run as a commit needs to know it."""
+
+    operation_id: bytes
+    run: str
+    history_digests: Sequence[bytes]
+
+
+APPLIED: Final = "applied"
+BUSY: Final = "busy"
+"""Another writer holds the run; nothing was done for it."""
+
+Outcome = Literal["applied", "busy"] | StoredRun | None
+"""Of one change: applied, not tried, or not expected: what is stored instead (None: nothing)."""
+
+
+class Snapshot(NamedTuple):
+    revision: int
+    created_at: datetime
+    snapshot: str
+    history: str
+    """The JSON texts of all entries in order, joined by commas."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuery:
+    """Which runs, in which order. All conditions hold together; None is no condition."""
+
+    statuses: tuple[str, ...] | None = None
+    pipeline_id: str | None = None
+    pipeline_name: str | None = None
+    parent_run_id: str | None = None
+    is_background_task: bool | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    updated_after: datetime | None = None
+    """Strictly, as the other three; ``updated_from`` includes its instant."""
+    updated_before: datetime | None = None
+    updated_from: datetime | None = None
+    metadata_filter: Mapping[str, Any] | None = None
+    """Never empty; containment as `flujo_core.containment.contains` defines it."""
+    placeholders: bool = False
+    """Whether placeholders are among them."""
+    order: Literal["created_at", "updated_at"] = "created_at"
+    """Newest first, ties by run_id descending, ids compared byte for byte in UTF-8."""
+    after: tuple[datetime, str] | None = None
+    """Only what comes behind this (order value, run_id)."""
+    limit: int | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpanStatistic:
+    name: str
+    status: str
+    count: int
+    total: float
+    """Sum of end_time - start_time."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatistic:
+    status: str
+    is_background_task: bool
+    count: int
+    recent: int
+    timed: int
+    """How many have an execution_time_ms."""
+    total_ms: float
+
+
+class Store(ABC):
+    """One open database, used from one event loop. Every method raises only `FlujoStateError`s and the two below.
+
+    A method may be called concurrently with any other; ``commit`` only from one task at a time, unless the store says
+    `concurrent_commits`.
+    """
+
+    @abstractmethod
+    async def open(self, *, create: bool) -> None:
+        """Connect, or raise. Makes no table; makes the database itself (a file) only if ``create``. Called once, before
+        any other method. Where nothing is to connect to and nothing may be made, `schema_status` says "missing"."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything; wait for what runs. Called once; also after a failed ``open``."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Release what can be released without a loop: the loop that used the store is closed. Never blocks."""
+
+    @abstractmethod
+    async def schema_status(self) -> SchemaStatus:
+        """What is applied and what is pending; writes nothing."""
+
+    @abstractmethod
+    async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
+        """Apply pending migrations up to ``target_version`` (None: all), or only tell which (``dry_run``)."""
+
+    @abstractmethod
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        """Apply each change whose expectation holds, all of them in one transaction, durably; tell each one's outcome.
+
+        The changes name different runs and come in ascending byte order of run_id. A change whose expectation doesn't
+        hold does nothing and hinders no other. With several changes, one whose run is locked by another writer may be
+        BUSY; a lone change waits for the lock instead. Raises `Interrupted` if nothing was applied for a reason that
+        may pass, `CommitUnknown` if the connection was lost before the answer.
+        """
+
+    @abstractmethod
+    async def stored_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
+        """What is stored of these runs; a run that isn't stored is missing in the answer."""
+
+    @abstractmethod
+    async def load(self, run_id: str) -> Snapshot | None:
+        """The snapshot, from one consistent view; None if the run has none."""
+
+    @abstractmethod
+    async def list_runs(self, query: RunQuery) -> list[str]:
+        """The ``run`` documents of the runs that the query selects, in its order."""
+
+    @abstractmethod
+    async def count_runs(self, query: RunQuery) -> int:
+        """How many runs the query selects; order, after, limit and offset are not set."""
+
+    @abstractmethod
+    async def run_details(self, run_id: str) -> tuple[str, dict[str, str]] | None:
+        """The ``run`` document, placeholder or not, and the documents of its details."""
+
+    @abstractmethod
+    async def step_cost(self, run_id: str, record_id: str) -> float | None:
+        """The cost of a step by its record id; None if it has none or there is no such step."""
+
+    @abstractmethod
+    async def list_steps(self, run_id: str) -> list[str]:
+        """Documents by (step_index, sequence)."""
+
+    @abstractmethod
+    async def trace(self, run_id: str) -> str | None:
+        """The trace document."""
+
+    @abstractmethod
+    async def spans(self, run_id: str, status: str | None, name: str | None) -> list[str]:
+        """Documents by (start_time, sequence)."""
+
+    @abstractmethod
+    async def span_statistics(
+        self, pipeline_name: str | None, start: float | None, end: float | None
+    ) -> list[SpanStatistic]:
+        """Finished spans (end_time is not None) with start <= start_time <= end, grouped by name and status."""
+
+    @abstractmethod
+    async def run_statistics(self, recent_from: datetime) -> list[RunStatistic]:
+        """Listed runs grouped by status and is_background_task; ``recent`` are those with created_at >= recent_from."""
+
+    @abstractmethod
+    async def evaluations(self, run_id: str | None, limit: int | None) -> list[str]:
+        """Documents by created_at, run_id, sequence, all descending."""
+
+    @abstractmethod
+    async def put_system_state(self, key: str, document: str) -> None:
+        """Put a document under a key, durably."""
+
+    @abstractmethod
+    async def get_system_state(self, key: str) -> str | None:
+        """The document under a key."""
+
+
+class Interrupted(Exception):  # noqa: N818 - a signal to core, never an error of a user
+    """A command certainly had no effect, for a reason that may pass (a lock, a deadlock, a lost connection).
+
+    ``error`` is what the user sees if it doesn't pass in time.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class CommitUnknown(Exception):  # noqa: N818 - a signal to core, never an error of a user
+    """The answer to a commit was lost; ``error`` tells why."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
