@@ -328,12 +328,17 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
+def decode_plain(text: str) -> Any:
+    """The value that `encode_plain` was given."""
+    try:
+        return _decode_fast(text)
+    except ValueError:
+        return _decode_big(text)
+
+
 def decode(text: str) -> Any:
     """The value that `encode` was given, in fresh containers."""
-    try:
-        value = _decode_fast(text)
-    except ValueError:
-        value = _decode_big(text)
+    value = decode_plain(text)
     return _unwrap(value) if '"$flujo"' in text else value
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from .backend import StateBackend
-from .codec import decode
+from .codec import decode_plain
 from .containment import contains, document_terms, filter_terms
 from .errors import ConfigurationError
 from .migrations import MigrationReport, SchemaStatus
@@ -106,7 +106,7 @@ class MemoryStore(Store):
         if not isinstance(change.snapshot, Keep):
             run.snapshot = change.snapshot
         if not isinstance(change.metadata, Keep):
-            run.metadata = decode(change.metadata)
+            run.metadata = decode_plain(change.metadata)
             self._index(run, document_terms(run.metadata))
         if change.history_length is not None:
             del run.history[change.history_length :]
@@ -283,6 +283,6 @@ class MemoryBackend(StateBackend):
     @classmethod
     def from_uri(cls, uri: str, settings: BackendSettings) -> MemoryBackend:
         parsed = parse_uri(uri)
-        if parsed.path not in ("", "/"):
-            raise ConfigurationError(f"{uri} has a path; write memory:// or memory://name")
-        return cls(parsed.authority, settings=settings)
+        if parsed.path not in ("", "/") or parsed.user or len(parsed.hosts) > 1:
+            raise ConfigurationError(f"{parsed} is more than a name; write memory:// or memory://name")
+        return cls("".join(parsed.hosts), settings=settings)
