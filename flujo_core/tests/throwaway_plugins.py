@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import throwaway_backend
 
 _numbers = count()
 
@@ -22,37 +23,7 @@ def flujo_state_backend():
     return BackendSpec(**{spec!r})
 """
 
-BACKEND = """
-from typing import ClassVar
-
-from flujo_core.settings import BackendSettings
-from pydantic import Field, SecretStr, model_validator
-
-
-class Settings(BackendSettings):
-    connection_options: ClassVar[frozenset[str]] = frozenset({"sslmode", "connect_timeout"})
-
-    pool_min_size: int = Field(default=1, ge=0)
-    pool_max_size: int | None = 10
-    schema_name: str = Field(default="public", alias="schema")
-    api_token: SecretStr = SecretStr("")
-    password: str = Field(default="", max_length=3)
-    replica: bool = False
-
-    @model_validator(mode="after")
-    def _sizes(self):
-        if self.pool_max_size is not None and self.pool_max_size < self.pool_min_size:
-            raise ValueError("pool_max_size should be at least pool_min_size")
-        return self
-
-
-class Backend:
-    @classmethod
-    def from_uri(cls, uri, settings):
-        made = cls()
-        made.uri, made.settings = uri, settings
-        return made
-"""
+BACKEND = Path(throwaway_backend.__file__)
 
 
 class PluginFolder:
@@ -81,9 +52,9 @@ class PluginFolder:
         (info / "entry_points.txt").write_text("\n".join(["[flujo.state_backends]", *lines, ""]), encoding="utf-8")
         invalidate_caches()
 
-    def plugin(self, name: str, *schemes: str, version: str = "1.0", **changes: Any) -> str:
-        """A whole plugin: distribution, light module, settings and backend. Returns the name of the backend's module."""
-        backend = self.module(BACKEND)
+    def plugin(self, distribution: str, /, *schemes: str, version: str = "1.0", **changes: Any) -> str:
+        """A whole plugin: distribution, light module, settings and backend, whose module's name is returned."""
+        backend = self.module(BACKEND.read_text(encoding="utf-8"))
         spec = {
             "name": schemes[0],
             "schemes": schemes,
@@ -92,5 +63,5 @@ class PluginFolder:
             "api_version": 1,
             **changes,
         }
-        self.distribution(name, dict.fromkeys(schemes, self.module(PLUGIN.format(spec=spec))), version=version)
+        self.distribution(distribution, dict.fromkeys(schemes, self.module(PLUGIN.format(spec=spec))), version=version)
         return backend

@@ -23,7 +23,7 @@ from .validation import FINISHED, RunData, StateData
 _FILLERS: Final = frozenset({"unknown", "latest"})
 # Costs add up exactly: the exponents of floats span 2,150 decimal digits.
 _EXACT: Final = Context(prec=2500)
-_UNPRINTABLE: Final = {0: "\ufffd", **{code: "\ufffd" for code in range(0xD800, 0xE000)}}
+_UNPRINTABLE: Final = {0: "\ufffd", **dict.fromkeys(range(55296, 57344), "�")}
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
 
 from flujo_core.errors import ConfigurationError
-from flujo_core.uri import HIDDEN, is_secret_name, mask_text
+from flujo_core.uri import is_secret_name, mask_text, mask_value
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -82,9 +82,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 def shown_value(name: str, value: object) -> str:
     """A value as it may be shown, shortened."""
-    if is_secret_name(name) or type(value).__name__.startswith("Secret"):
-        return HIDDEN
-    text = mask_text(str(value).lower() if isinstance(value, bool) else str(value))
+    text = mask_value(name, str(value).lower() if isinstance(value, bool) else str(value))
     return text if len(text) <= 80 else text[:79] + "…"
 
 

@@ -113,7 +113,7 @@ class Change:
     """First remove all that is the run's, its row included."""
     row: RunRow | None = None
     """The run's row from now on; None: no row (then only ``wipe`` is set)."""
-    snapshot: str | None | Keep = KEEP
+    snapshot: str | Keep | None = KEEP
     """The snapshot document from now on; None: no snapshot."""
     metadata: str | Keep = KEEP
     """The metadata as JSON text, to be found by filters; given for a new row and when it changes."""

@@ -24,6 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 _SECRET_WORDS = r"(?:pass|pwd|secret|token|credential|api_?key|private)"
+_SECRET_SPELLINGS = ("password", "passwd", "pwd", "secret", "token")
 _SECRET_NAME = re.compile(_SECRET_WORDS, re.IGNORECASE)
 _SECRET_ASSIGNMENT = re.compile(rf"{_SECRET_WORDS}\w*\s*[=:]", re.IGNORECASE)
 _SECRET_IN_TEXT = re.compile(
@@ -208,9 +209,22 @@ def mask_text(text: str) -> str:
     return "".join(_SECRET_IN_TEXT.sub(rf"\1{HIDDEN}", _mask_line(line)) for line in lines)
 
 
+def mask_value(name: str, value: str) -> str:
+    """The value of an option as it may be shown: ``***`` if the name or the value looks like a secret's."""
+    seen = _decoded(value)
+    if is_secret_name(name) or _CREDENTIALS.search(seen) or _SECRET_ASSIGNMENT.search(seen):
+        return HIDDEN
+    return mask_text(value)
+
+
 def is_secret_name(name: str) -> bool:
-    """Whether values of an option of this name must not be shown."""
-    return bool(_SECRET_NAME.search(name))
+    """Whether values of an option of this name must not be shown, the name being misspelt or not."""
+    if _SECRET_NAME.search(name):
+        return True
+    from difflib import get_close_matches
+
+    words = {name.lower(), *re.split(r"[\W_]+", name.lower())}
+    return any(get_close_matches(word, _SECRET_SPELLINGS, cutoff=0.75) for word in words)
 
 
 def _mask_line(line: str) -> str:
@@ -248,10 +262,7 @@ def _mask_option(piece: str) -> str:
     name, equals, value = piece.partition("=")
     if not _OPTION_NAME.fullmatch(name) or not equals:
         return HIDDEN if piece else ""
-    seen = _decoded(value)
-    if is_secret_name(name) or "@" in seen or _SECRET_ASSIGNMENT.search(seen):
-        return f"{name}={HIDDEN}"
-    return piece
+    return f"{name}={HIDDEN if '@' in _decoded(value) else mask_value(name, value)}"
 
 
 def _decoded(text: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from flujo_core import StateBackend
-from flujo_core.settings_validation import validate_settings
 from flujo_core.errors import ConfigurationError
 from flujo_core.settings import BackendSettings
+from flujo_core.settings_validation import validate_settings
 from flujo_core.uri import file_path, parse_uri
 
 from .settings import SQLiteSettings

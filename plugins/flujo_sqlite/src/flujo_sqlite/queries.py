@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from flujo_core.containment import filter_terms
 from flujo_core.codec import encode_plain
+from flujo_core.containment import filter_terms
 from flujo_core.store import RunQuery, RunRow
 from flujo_core.timestamps import text_of
 

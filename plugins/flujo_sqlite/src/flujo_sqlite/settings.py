@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from flujo_core.settings import BackendSettings
 from pydantic import Field
+
+from flujo_core.settings import BackendSettings
 
 
 class SQLiteSettings(BackendSettings):

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -78,9 +78,7 @@ class SQLiteStore(Store):
 
     async def _connect(self, mode: str, set_up: Callable[[Raw], None]) -> Connection:
         async def connect() -> Connection:
-            return await Connection.open(
-                self._path, mode=mode, timeout=self._settings.command_timeout, setup=set_up
-            )
+            return await Connection.open(self._path, mode=mode, timeout=self._settings.command_timeout, setup=set_up)
 
         return await self._patiently(connect)
 
@@ -110,7 +108,7 @@ class SQLiteStore(Store):
 
     # --- doing a piece of work -----------------------------------------------------------------------------------
 
-    async def _patiently(self, work: Callable[[], Any]) -> Any:
+    async def _patiently(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Tries again while another process holds a lock, after 0.5 to 3 ms, up to lock_timeout.
 
         SQLite's own handler sleeps in steps that grow: with eight processes that halves the commits, and some starve.
@@ -142,7 +140,7 @@ class SQLiteStore(Store):
             writer = self._writer
             if writer is None:
                 raise StorageUnavailableError(f"{self._path} does not exist; run `flujo migrate` or set auto_migrate")
-            return await self._patiently(lambda: writer.run(transaction))  # type: ignore[no-any-return]
+            return await self._patiently(lambda: writer.run(transaction))
 
     async def _read(self, work: Callable[[Raw], Result]) -> Result:
         async with self._may_read:
@@ -152,7 +150,7 @@ class SQLiteStore(Store):
                 reader = await self._connect("ro" if not self._create else "rw", self._set_up_reader)
                 self._readers.append(reader)
             try:
-                return await self._patiently(lambda: reader.run(work))  # type: ignore[no-any-return]
+                return await self._patiently(lambda: reader.run(work))
             finally:
                 self._idle_readers.append(reader)
 
@@ -169,7 +167,7 @@ class SQLiteStore(Store):
         if self._writer is None:
             return schema.missing(self._path)
         writer = self._writer
-        return await self._patiently(lambda: writer.run(lambda raw: schema.status(raw, self._path)))  # type: ignore[no-any-return]
+        return await self._patiently(lambda: writer.run(lambda raw: schema.status(raw, self._path)))
 
     async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
         if dry_run:
@@ -300,7 +298,8 @@ def _apply(raw: Raw, change: Change) -> Outcome:
 
 
 def _insert(raw: Raw, change: Change) -> bool:
-    assert change.row is not None and isinstance(change.metadata, str)
+    assert change.row is not None
+    assert isinstance(change.metadata, str)
     snapshot = None if isinstance(change.snapshot, Keep) else change.snapshot
     if raw.execute(sql.INSERT_RUN, (*_values(change.row), change.metadata, snapshot)).rowcount != 1:
         return False
@@ -311,11 +310,10 @@ def _insert(raw: Raw, change: Change) -> bool:
 def _update(raw: Raw, change: Change) -> bool:
     row, metadata, snapshot = change.row, change.metadata, change.snapshot
     assert row is not None
-    old = None
-    if isinstance(metadata, str):
-        old = raw.execute(sql.OLD_TERMS, (change.run_id,)).fetchone()
+    old: tuple[str, str] = ("{}", "")
     values = _values(row)[1:]
     if isinstance(metadata, str):
+        old = raw.execute(sql.OLD_TERMS, (change.run_id,)).fetchone() or old
         values.append(metadata)
     if not isinstance(snapshot, Keep):
         values.append(snapshot)
@@ -368,7 +366,9 @@ def _put_records(raw: Raw, change: Change) -> None:
     for key, document in change.details.items():
         raw.execute(sql.PUT_DETAIL, (run_id, key, document))
     for evaluation in change.evaluations:
-        raw.execute(sql.INSERT_EVALUATION, (run_id, *evaluation[:3], text_of(evaluation.created_at), evaluation.document))
+        raw.execute(
+            sql.INSERT_EVALUATION, (run_id, *evaluation[:3], text_of(evaluation.created_at), evaluation.document)
+        )
 
 
 def _stored(raw: Raw, run_id: str) -> StoredRun | None:

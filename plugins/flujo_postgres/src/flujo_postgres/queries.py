@@ -1,0 +1,282 @@
+"""Every SQL statement of the PostgreSQL store, and the one builder of WHERE clauses.
+
+Statements name their tables with ``{s}``, the quoted schema; `in_schema` fills it in. No statement relies on a setting
+of its session, so that a pooler in transaction mode may hand each transaction to another connection.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Final
+
+from flujo_core.codec import encode_plain
+from flujo_core.store import RunQuery, RunRow
+
+# --- a run's row ------------------------------------------------------------------------------------------------
+
+TYPES: Final = {
+    "run_id": "text",
+    "operation_id": "bytea",
+    "listed": "boolean",
+    "pipeline_id": "text",
+    "pipeline_name": "text",
+    "pipeline_version": "text",
+    "status": "text",
+    "created_at": "timestamptz",
+    "updated_at": "timestamptz",
+    "end_time": "timestamptz",
+    "current_step_index": "bigint",
+    "total_steps": "bigint",
+    "error_message": "text",
+    "execution_time_ms": "double precision",
+    "memory_usage_mb": "double precision",
+    "total_cost": "double precision",
+    "is_background_task": "boolean",
+    "parent_run_id": "text",
+    "task_id": "text",
+    "background_error": "text",
+    "revision": "bigint",
+    "run": "json",
+    "metadata": "jsonb",
+    "snapshot": "json",
+}
+"""The columns of workflow_state in the order of `RunRow`, then the two documents that a write may leave as they are."""
+
+_ROW: Final = RunRow._fields
+_ALL: Final = tuple(TYPES)
+
+
+def _marks(names: tuple[str, ...], first: int = 1) -> str:
+    return ", ".join(f"${number}::{TYPES[name]}" for number, name in enumerate(names, first))
+
+
+def _arrays(names: tuple[str, ...], first: int = 1) -> str:
+    return ", ".join(f"${number}::{TYPES[name]}[]" for number, name in enumerate(names, first))
+
+
+INSERT_RUN: Final = (
+    f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) VALUES ({_marks(_ALL)}) ON CONFLICT (run_id) DO NOTHING"
+)
+INSERT_RUNS: Final = (
+    f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) SELECT * FROM unnest({_arrays(_ALL)}) "
+    "ON CONFLICT (run_id) DO NOTHING RETURNING run_id"
+)
+
+
+def changed_columns(*, metadata: bool, snapshot: bool) -> tuple[str, ...]:
+    return (*_ROW, *(["metadata"] if metadata else []), *(["snapshot"] if snapshot else []))
+
+
+def _update_run(*, metadata: bool, snapshot: bool) -> str:
+    """run_id and the other columns, then the expected operation_id."""
+    names = changed_columns(metadata=metadata, snapshot=snapshot)
+    sets = ", ".join(f"{name} = ${number}::{TYPES[name]}" for number, name in enumerate(names, 1) if number > 1)
+    return f"UPDATE {{s}}.workflow_state SET {sets} WHERE run_id = $1 AND operation_id = ${len(names) + 1}::bytea"
+
+
+def _update_runs(*, metadata: bool, snapshot: bool) -> str:
+    names = changed_columns(metadata=metadata, snapshot=snapshot)
+    sets = ", ".join(f"{name} = u.{name}" for name in names[1:])
+    return (
+        f"UPDATE {{s}}.workflow_state w SET {sets} FROM unnest({_arrays(names)}) AS u ({', '.join(names)}) "
+        "WHERE w.run_id = u.run_id"
+    )
+
+
+_BOTH: Final = (False, True)
+UPDATE_RUN: Final = {(m, s): _update_run(metadata=m, snapshot=s) for m in _BOTH for s in _BOTH}
+UPDATE_RUNS: Final = {(m, s): _update_runs(metadata=m, snapshot=s) for m in _BOTH for s in _BOTH}
+STORED_RUNS: Final = (
+    "SELECT w.run_id, w.operation_id, w.run, (SELECT string_agg(h.digest, ''::bytea ORDER BY h.position) "
+    "FROM {s}.workflow_history h WHERE h.run_id = w.run_id) FROM {s}.workflow_state w WHERE w.run_id = ANY($1::text[])"
+)
+LOCK_RUNS: Final = (
+    "SELECT run_id, operation_id FROM {s}.workflow_state WHERE run_id = ANY($1::text[]) ORDER BY run_id FOR UPDATE"
+)
+LOCK_FREE_RUNS: Final = LOCK_RUNS + " SKIP LOCKED"
+LOAD: Final = (
+    "SELECT w.revision, w.created_at, w.snapshot, (SELECT string_agg(h.entry::text, ',' ORDER BY h.position) "
+    "FROM {s}.workflow_history h WHERE h.run_id = w.run_id) FROM {s}.workflow_state w "
+    "WHERE w.run_id = $1 AND w.snapshot IS NOT NULL"
+)
+RUN_DETAILS: Final = (
+    "SELECT w.run, d.key, d.document FROM {s}.workflow_state w "
+    'LEFT JOIN {s}.workflow_details d ON d.run_id = w.run_id WHERE w.run_id = $1 ORDER BY d.key COLLATE "C"'
+)
+
+# --- what hangs on a run ----------------------------------------------------------------------------------------
+
+WIPE: Final = tuple(
+    f"DELETE FROM {{s}}.{table} WHERE run_id = ANY($1::text[])"
+    for table in (
+        "workflow_state", "workflow_history", "workflow_steps", "workflow_spans", "workflow_traces",
+        "workflow_details", "workflow_evaluations",
+    )
+)  # fmt: skip
+CUT_HISTORY: Final = (
+    "DELETE FROM {s}.workflow_history h USING unnest($1::text[], $2::int[]) AS u (run_id, length) "
+    "WHERE h.run_id = u.run_id AND h.position >= u.length"
+)
+PUT_HISTORY: Final = (
+    "INSERT INTO {s}.workflow_history (run_id, position, digest, entry) "
+    "SELECT * FROM unnest($1::text[], $2::int[], $3::bytea[], $4::json[]) "
+    "ON CONFLICT (run_id, position) DO UPDATE SET digest = excluded.digest, entry = excluded.entry"
+)
+PUT_STEPS: Final = (
+    "INSERT INTO {s}.workflow_steps "
+    "(run_id, sequence, record_id, step_index, step_name, status, cost_usd, created_at, document) "
+    "SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], "
+    "$7::double precision[], $8::timestamptz[], $9::json[]) "
+    "ON CONFLICT (run_id, record_id) WHERE record_id IS NOT NULL DO UPDATE SET "
+    "step_index = excluded.step_index, step_name = excluded.step_name, status = excluded.status, "
+    "cost_usd = excluded.cost_usd, created_at = excluded.created_at, document = excluded.document"
+)
+STEP_COST: Final = "SELECT cost_usd FROM {s}.workflow_steps WHERE run_id = $1 AND record_id = $2"
+LIST_STEPS: Final = "SELECT document FROM {s}.workflow_steps WHERE run_id = $1 ORDER BY step_index, sequence"
+DROP_TRACE_SPANS: Final = "DELETE FROM {s}.workflow_spans WHERE run_id = ANY($1::text[]) AND from_trace"
+PUT_SPANS: Final = (
+    "INSERT INTO {s}.workflow_spans "
+    "(run_id, span_id, sequence, from_trace, name, status, start_time, end_time, document) "
+    "SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::boolean[], $5::text[], $6::text[], "
+    "$7::double precision[], $8::double precision[], $9::json[]) "
+    "ON CONFLICT (run_id, span_id) DO UPDATE SET "
+    "from_trace = excluded.from_trace, name = excluded.name, status = excluded.status, "
+    "start_time = excluded.start_time, end_time = excluded.end_time, document = excluded.document"
+)
+SPANS: Final = (
+    "SELECT document FROM {s}.workflow_spans WHERE run_id = $1 AND ($2::text IS NULL OR status = $2) "
+    "AND ($3::text IS NULL OR name = $3) ORDER BY start_time, sequence"
+)
+SPAN_STATISTICS: Final = (
+    "SELECT s.name, s.status, count(*), sum(s.end_time - s.start_time) FROM {s}.workflow_spans s "
+    "WHERE s.end_time IS NOT NULL AND ($2::double precision IS NULL OR s.start_time >= $2) "
+    "AND ($3::double precision IS NULL OR s.start_time <= $3) "
+    "AND ($1::text IS NULL OR EXISTS (SELECT 1 FROM {s}.workflow_state w "
+    "WHERE w.run_id = s.run_id AND w.pipeline_name = $1 AND w.listed)) GROUP BY s.name, s.status"
+)
+PUT_TRACES: Final = (
+    "INSERT INTO {s}.workflow_traces (run_id, document) SELECT * FROM unnest($1::text[], $2::json[]) "
+    "ON CONFLICT (run_id) DO UPDATE SET document = excluded.document"
+)
+TRACE: Final = "SELECT document FROM {s}.workflow_traces WHERE run_id = $1"
+PUT_DETAILS: Final = (
+    "INSERT INTO {s}.workflow_details (run_id, key_hash, key, document) "
+    "SELECT * FROM unnest($1::text[], $2::bytea[], $3::text[], $4::json[]) "
+    "ON CONFLICT (run_id, key_hash) DO UPDATE SET document = excluded.document"
+)
+INSERT_EVALUATIONS: Final = (
+    "INSERT INTO {s}.workflow_evaluations (run_id, sequence, score, step_name, created_at, document) "
+    "SELECT * FROM unnest($1::text[], $2::bigint[], $3::double precision[], $4::text[], $5::timestamptz[], $6::json[])"
+)
+EVALUATIONS: Final = (
+    "SELECT document FROM {s}.workflow_evaluations WHERE $1::text IS NULL OR run_id = $1 "
+    "ORDER BY created_at DESC, run_id DESC, sequence DESC LIMIT $2"
+)
+
+# --- the rest ---------------------------------------------------------------------------------------------------
+
+PUT_SYSTEM_STATE: Final = (
+    "INSERT INTO {s}.flujo_system_state (key, document) VALUES ($1, $2) "
+    "ON CONFLICT (key) DO UPDATE SET document = excluded.document"
+)
+GET_SYSTEM_STATE: Final = "SELECT document FROM {s}.flujo_system_state WHERE key = $1"
+RUN_STATISTICS: Final = (
+    "SELECT status, is_background_task, count(*), count(*) FILTER (WHERE created_at >= $1), count(execution_time_ms), "
+    "coalesce(sum(execution_time_ms), 0) FROM {s}.workflow_state WHERE listed GROUP BY status, is_background_task"
+)
+TABLES: Final = "SELECT tablename FROM pg_tables WHERE schemaname = $1"
+VERSIONS: Final = "SELECT version, name, checksum FROM {s}.flujo_schema_versions ORDER BY version"
+RECORD_VERSION: Final = (
+    "INSERT INTO {s}.flujo_schema_versions (version, name, checksum, duration_ms, code_version) "
+    "VALUES ($1, $2, $3, $4, $5)"
+)
+
+
+def quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+@cache
+def in_schema(statement: str, schema: str) -> str:
+    """The statement with its tables in a schema."""
+    return statement.replace("{s}", quoted(schema))
+
+
+# --- lists ------------------------------------------------------------------------------------------------------
+
+CUSTOM_PLANS: Final = "BEGIN READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan"
+"""A plan made for other values may walk the wrong index: how many runs match depends on the value."""
+NEWEST: Final = 1000
+"""How many of the newest runs are looked through before the metadata index is asked."""
+
+
+def select_runs(query: RunQuery, *, count: bool = False) -> tuple[str, list[Any]]:
+    """The statement and its values. With a metadata filter the order is one that no index has, so that the metadata
+    index finds the runs and a sort orders them."""
+    where, values = _where(query)
+    order = "w.created_at + interval '0'" if query.metadata_filter else f"w.{query.order}"
+    if query.after is not None:
+        where.append(f"(w.{query.order}, w.run_id) < (${len(values) + 1}, ${len(values) + 2})")
+        values += query.after
+    what = "count(*)" if count else "w.run"
+    statement = f"SELECT {what} FROM {{s}}.workflow_state w WHERE {' AND '.join(where)}"
+    return (statement, values) if count else (statement + _page(query, order, values), values)
+
+
+def select_newest(query: RunQuery) -> tuple[str, list[Any]]:
+    """The matches of a metadata filter among the newest runs that meet the other conditions; the flag tells whether
+    these were all."""
+    where, values = _where(query, metadata=False)
+    if query.after is not None:
+        where.append(f"(w.created_at, w.run_id) < (${len(values) + 1}, ${len(values) + 2})")
+        values += query.after
+    values.append(_filter(query))
+    inner = (
+        f"SELECT w.run, w.metadata, w.created_at, w.run_id FROM {{s}}.workflow_state w WHERE {' AND '.join(where)} "
+        f"ORDER BY w.created_at DESC, w.run_id DESC LIMIT {NEWEST}"
+    )
+    contained = f"w.metadata @> ${len(values)}::jsonb"
+    return f"SELECT w.run FROM ({inner}) w WHERE {contained}" + _page(query, "w.created_at", values), values
+
+
+def _page(query: RunQuery, order: str, values: list[Any]) -> str:
+    values += [query.limit, query.offset]
+    return f" ORDER BY {order} DESC, w.run_id DESC LIMIT ${len(values) - 1}::bigint OFFSET ${len(values)}::bigint"
+
+
+def _filter(query: RunQuery) -> str:
+    return encode_plain(dict(query.metadata_filter or {}))
+
+
+def _where(query: RunQuery, *, metadata: bool = True) -> tuple[list[str], list[Any]]:
+    where: list[str] = ["true"] if query.placeholders else ["w.listed"]
+    values: list[Any] = []
+
+    def condition(text: str, value: Any) -> None:
+        values.append(value)
+        where.append(text.format(f"${len(values)}"))
+
+    if query.statuses is not None:
+        if len(query.statuses) == 1:
+            condition("w.status = {}", query.statuses[0])
+        else:
+            condition("w.status = ANY({}::text[])", list(query.statuses))
+    for name in ("pipeline_id", "pipeline_name", "parent_run_id"):
+        if getattr(query, name) is not None:
+            condition(f"w.{name} = {{}}", getattr(query, name))
+    if query.is_background_task is not None:
+        # No parameter, so that the partial index can serve.
+        where.append("w.is_background_task" if query.is_background_task else "NOT w.is_background_task")
+    for name, text in (
+        ("created_after", "w.created_at > {}"),
+        ("created_before", "w.created_at < {}"),
+        ("updated_after", "w.updated_at > {}"),
+        ("updated_before", "w.updated_at < {}"),
+        ("updated_from", "w.updated_at >= {}"),
+    ):
+        moment = getattr(query, name)
+        if moment is not None:
+            condition(text, moment)
+    if metadata and query.metadata_filter:
+        condition("w.metadata @> {}::jsonb", _filter(query))
+    return where, values
