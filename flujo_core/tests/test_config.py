@@ -251,8 +251,8 @@ def test_d1_one_call_tells_where_each_value_came_from(folder: Path) -> None:
     )
     shown = configuration.describe()
     assert shown["uri"] == "postgres://u:***@h/db?pool_min_size=2&sslmode=require"
-    assert shown["key"] == "**********"
-    assert (shown["api_token"], shown["auto_migrate"], shown["schema"]) == ("***", "true", "public")
+    assert shown["key"] == "***"
+    assert (shown["api_token"], shown["auto_migrate"], shown["schema"]) == ("***", "true", "'public'")
     lines = str(configuration).splitlines()
     assert lines[0] == f"uri = {shown['uri']}  (argument)"
     assert "pool_min_size = 2  (option in the URI)" in lines
@@ -330,6 +330,8 @@ def test_g11_no_password_of_a_file_that_is_no_toml(folder: Path) -> None:
         ({"auto_migrate": None}, "auto_migrate = None should be a valid boolean"),
         ({"auto_migrate": 0.5}, "auto_migrate = 0.5 should be one of true/false"),
         ({"password": "SECRET"}, r"argument: password = \*\*\* is not what is expected"),
+        ({"key": "SECRET" * 3}, r"argument: key = \*\*\* is not what is expected"),
+        ({"key": 3}, r"argument: key = \*\*\* is not what is expected"),
         ({"api_token": 3}, r"api_token = \*\*\* is not what is expected"),
         ({"pool_min_size": 9, "pool_max_size": 3}, "^pool_max_size should be at least pool_min_size$"),
         ({"a": 1, "pool_min_size": True}, "unknown option 'a'.*; argument: pool_min_size = true should be a number"),

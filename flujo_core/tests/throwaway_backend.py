@@ -16,7 +16,7 @@ class Settings(BackendSettings):
     pool_max_size: int | None = 10
     schema_name: str = Field(default="public", alias="schema")
     api_token: SecretStr = SecretStr("")
-    key: SecretStr = SecretStr("")
+    key: SecretStr = Field(default=SecretStr(""), max_length=9)
     password: str = Field(default="", max_length=3)
     replica: bool = False
 

@@ -59,12 +59,12 @@ class Administration(Lifecycle):
         return await self._failed(RunQuery(is_background_task=True, parent_run_id=parent_run_id), hours_back)
 
     async def _failed(self, query: RunQuery, hours_back: float) -> list[RunInfo]:
-        since = ago(self._clock(), hours=duration(hours_back, "hours_back"))
+        since = ago(self.clock(), hours=duration(hours_back, "hours_back"))
         return await self._rows(replace(query, statuses=("failed",), updated_from=since, order="updated_at"))
 
     async def get_workflow_stats(self) -> WorkflowStats:
         """Totals over all runs (A1)."""
-        groups = await (await self._store()).run_statistics(ago(self._clock(), hours=24))
+        groups = await (await self._store()).run_statistics(ago(self.clock(), hours=24))
         stats = WorkflowStats(
             total_workflows=sum(group.count for group in groups),
             status_counts={},
@@ -88,7 +88,7 @@ class Administration(Lifecycle):
         ``statuses`` limits it to runs of these. A run that is updated meanwhile stays: each is looked at again in the
         transaction that removes it. Fractions of a day count.
         """
-        cutoff = ago(self._clock(), days=duration(days_old, "days_old"))
+        cutoff = ago(self.clock(), days=duration(days_old, "days_old"))
         chosen = run_statuses(statuses)
 
         def remove_if_old(draft: Draft) -> bool:
@@ -122,7 +122,7 @@ class Administration(Lifecycle):
 
         Of a run with a snapshot this is a save of its own: its revision rises by one.
         """
-        now = self._clock()
+        now = self.clock()
         cutoff = ago(now, hours=duration(stale_hours, "stale_hours"))
         reason = f"no update for {stale_hours:g} hours or more: marked as failed"
         query = RunQuery(statuses=("running",), is_background_task=True, updated_before=cutoff)
@@ -183,7 +183,7 @@ class Administration(Lifecycle):
         value = number(score, "score")
         if value is None:
             raise InvalidStateError("score is None, not a number", path="$.score")
-        step_name, now = optional_identifier(step_name, "step_name"), self._clock()
+        step_name, now = optional_identifier(step_name, "step_name"), self.clock()
         plain = normalize({} if metadata is None else metadata, root="metadata")
         if not isinstance(plain, dict):
             raise InvalidStateError(f"metadata is a {type(metadata).__name__}, not a dict", path="$.metadata")
@@ -213,7 +213,7 @@ class Administration(Lifecycle):
     async def set_system_state(self, key: str, value: Any) -> None:
         """Keep a JSON value, None included, under a key (A4)."""
         key = identifier(key, "key")
-        document = self._document({"value": normalize(value), "updated_at": text_of(self._clock())})
+        document = self._document({"value": normalize(value), "updated_at": text_of(self.clock())})
         await (await self._store()).put_system_state(key, document)
 
     async def get_system_state(self, key: str) -> SystemState | None:

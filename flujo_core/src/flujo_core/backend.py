@@ -57,7 +57,7 @@ class StateBackend(Administration):
         run_id = identifier(run_id, "run_id")
         expected = optional_natural(expected_revision, "expected_revision")
         data = StateData(run_id, state)
-        now = self._clock()
+        now = self.clock()
         plain = data.plain
         entries = [Entry(encode(entry)) for entry in plain.get("step_history", ())]
         updated_at = data.updated_at or now
@@ -126,7 +126,7 @@ class StateBackend(Administration):
         """
         run_id = identifier(run_data.get("run_id") if isinstance(run_data, Mapping) else None, "run_data.run_id")
         data = RunData(run_id, run_data, "run_data")
-        details, now = self._details(data), self._clock()
+        details, now = self._details(data), self.clock()
         await self._write(run_id, lambda draft: draft.record_start(data, details, now))
 
     async def save_run_end(self, run_id: str, end_data: Mapping[str, Any]) -> None:
@@ -136,7 +136,7 @@ class StateBackend(Administration):
         """
         run_id = identifier(run_id, "run_id")
         data = RunData(run_id, end_data, "end_data")
-        details, now = self._details(data), self._clock()
+        details, now = self._details(data), self.clock()
         await self._write(run_id, lambda draft: draft.record_end(data, details, now))
 
     def _details(self, data: RunData) -> dict[str, str]:
@@ -147,7 +147,7 @@ class StateBackend(Administration):
 
         Several records of one step_index stay; with a ``record_id`` that the run already has, that record is replaced.
         """
-        now = self._clock()
+        now = self.clock()
         step = checked_step(step_data, now)
         run_id, created_at, cost = step["run_id"], step["created_at"], number(step["cost_usd"], "cost_usd")
         document = self._document({key: _plain_moment(value) for key, value in step.items()})
@@ -230,7 +230,7 @@ class StateBackend(Administration):
         plain = normalize(dict(trace) if isinstance(trace, Mapping) else trace, max_depth=TRACE_DEPTH)
         if not isinstance(plain, dict):
             raise InvalidStateError(f"trace is a {type(trace).__name__}, not a dict", path="$")
-        now = self._clock()
+        now = self.clock()
         spans = [self._span_record(span, from_trace=True) for span in spans_of(plain, now)]
         document = self._document(plain)
         await self._write(
@@ -254,7 +254,7 @@ class StateBackend(Administration):
         run_id = identifier(run_id, "run_id")
         if isinstance(spans, (str, bytes, Mapping)) or not isinstance(spans, Sequence):
             raise InvalidStateError(f"spans is a {type(spans).__name__}, not a list", path="$")
-        now = self._clock()
+        now = self.clock()
         latest: dict[str, dict[str, Any]] = {}
         for place, given in enumerate(spans):
             if not isinstance(given, Mapping):

@@ -54,8 +54,8 @@ class Configuration:
         """``uri`` and each setting as they may be shown."""
         shown = {"uri": mask_uri(self.uri)}
         model = type(self.settings)
-        for name, attribute in zip(setting_fields(model), model.model_fields, strict=True):
-            shown[name] = shown_value(name, getattr(self.settings, attribute))
+        for (name, info), attribute in zip(setting_fields(model).items(), model.model_fields, strict=True):
+            shown[name] = shown_value(name, getattr(self.settings, attribute), info)
         return shown
 
     def __str__(self) -> str:

@@ -32,7 +32,8 @@ class Lifecycle:
     ) -> None:
         self._make_store = make_store
         self._settings = settings
-        self._clock = clock
+        self.clock = clock
+        """The current time as an aware UTC datetime; may be replaced."""
         self._sessions = Sessions(make_store, settings)
 
     @classmethod

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
 
 from flujo_core.errors import ConfigurationError
-from flujo_core.uri import is_secret_name, mask_text, mask_value
+from flujo_core.uri import HIDDEN, is_secret_name, mask_text, mask_value
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -54,14 +54,14 @@ def validate_settings(
             continue
         checked[name], problem = _checked(fields[name], value)
         if problem:
-            problems.append(f"{_place(where, name)}{_assignment(name, value)} {problem}")
+            problems.append(f"{_place(where, name)}{name} = {shown_value(name, value, fields[name])} {problem}")
     if not problems:
         try:
             return model.model_validate(checked)
         except ValidationError as error:
             # Not chained: pydantic's error carries the values.
             details = error.errors(include_url=False, include_context=False)
-        problems = [_explanation(detail, values, where) for detail in details]
+        problems = [_explanation(detail, values, fields, where) for detail in details]
     raise ConfigurationError("; ".join(problems))
 
 
@@ -80,10 +80,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{guess} known: {', '.join(choices) or 'none'}"
 
 
-def shown_value(name: str, value: object) -> str:
-    """A value as it may be shown, shortened."""
+def shown_value(name: str, value: object, field: FieldInfo) -> str:
+    """A value as it may be shown, shortened; a str in quotes."""
+    if _is_secret(name, field):
+        return HIDDEN
     text = mask_value(name, str(value).lower() if isinstance(value, bool) else str(value))
-    return text if len(text) <= 80 else text[:79] + "…"
+    text = text if len(text) <= 80 else text[:79] + "…"
+    return repr(text) if isinstance(value, str) else text
 
 
 def _public_name(name: str, field: FieldInfo) -> str:
@@ -95,9 +98,9 @@ def _place(where: str | Mapping[str, str], name: str) -> str:
     return f"{where if isinstance(where, str) else where.get(name, 'argument')}: "
 
 
-def _assignment(name: str, value: object) -> str:
-    shown = shown_value(name, value)
-    return f"{name} = {shown!r}" if isinstance(value, str) else f"{name} = {shown}"
+def _is_secret(name: str, field: FieldInfo) -> bool:
+    kinds = {getattr(kind, "__name__", "") for kind in _kinds(field.annotation)}
+    return is_secret_name(name) or bool(kinds & {"SecretStr", "SecretBytes"})
 
 
 def _unknown_setting(model: type[BackendSettings], name: str, fields: Iterable[str]) -> str:
@@ -127,13 +130,16 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}
 
 
-def _explanation(detail: ErrorDetails, values: Mapping[str, object], where: str | Mapping[str, str]) -> str:
+def _explanation(
+    detail: ErrorDetails, values: Mapping[str, object], fields: Mapping[str, FieldInfo], where: str | Mapping[str, str]
+) -> str:
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     if not detail["loc"]:  # what is wrong with several fields together
         return message
     name = str(detail["loc"][0])
     if detail["type"] == "missing":
         return f"{name} is required"
-    if is_secret_name(name):
-        message = "is not what is expected"
-    return f"{_place(where, name)}{_assignment(name, values.get(name))} {mask_text(message)}"
+    if name not in fields:  # an alias that has several spellings
+        return f"{name} {mask_text(message)}"
+    message = "is not what is expected" if _is_secret(name, fields[name]) else mask_text(message)
+    return f"{_place(where, name)}{name} = {shown_value(name, values.get(name), fields[name])} {message}"
