@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections import Counter
+from typing import Any
 
 from flujo_core import StateBackend, open_backend
 
@@ -11,33 +12,33 @@ from flujo_core import StateBackend, open_backend
 class Harness(ABC):
     """Subclass it for a backend, or use `UriHarness`.
 
-    A *namespace* is a place of its own, such as a file or a schema; two handles opened on one namespace see the same
-    data, two namespaces nothing of each other.
+    A *namespace* is a place of its own, such as a file or a schema: handles opened on one namespace see the same data,
+    handles on different ones nothing of each other.
     """
-
-    name: ClassVar[str] = "backend"
 
     @abstractmethod
     def open(self, namespace: str) -> StateBackend:
-        """A new handle. It is shut down by the suite."""
+        """A new handle. Whoever opens it shuts it down."""
 
     @abstractmethod
     async def wipe(self, namespace: str) -> None:
-        """Remove all data of the namespace; handles on it are closed, and it may not exist yet."""
+        """Remove all data of the namespace. No handle on it is open; it may not exist yet."""
 
 
 class UriHarness(Harness):
-    """A harness for a URI with ``{namespace}`` in it: each namespace is a database of its own, emptied run by run."""
+    """A harness for a URI with ``{namespace}`` in it, such as ``sqlite:////tmp/x/{namespace}.db``.
+
+    Wiping goes on to a fresh database and leaves the old one where it is.
+    """
 
     def __init__(self, uri: str, **settings: Any) -> None:
-        self.name = uri.partition(":")[0]  # type: ignore[misc]
         self._uri = uri
         self._settings = settings
+        self._wiped: Counter[str] = Counter()
 
     def open(self, namespace: str) -> StateBackend:
-        return open_backend(self._uri.replace("{namespace}", namespace), **self._settings)
+        place = f"{namespace}_{self._wiped[namespace]}"
+        return open_backend(self._uri.replace("{namespace}", place), **self._settings)
 
     async def wipe(self, namespace: str) -> None:
-        async with self.open(namespace) as backend:
-            async for row in backend.iter_runs():
-                await backend.delete_run(row["run_id"])
+        self._wiped[namespace] += 1

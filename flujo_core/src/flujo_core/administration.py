@@ -65,6 +65,7 @@ class Administration(Lifecycle):
     async def get_workflow_stats(self) -> WorkflowStats:
         """Totals over all runs (A1)."""
         groups = await (await self._store()).run_statistics(ago(self.clock(), hours=24))
+        groups.sort(key=lambda group: (group.status, group.is_background_task))
         stats = WorkflowStats(
             total_workflows=sum(group.count for group in groups),
             status_counts={},

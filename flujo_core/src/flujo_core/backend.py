@@ -31,6 +31,7 @@ from .validation import (
     number,
     optional_identifier,
     optional_natural,
+    plain_mapping,
     positive,
 )
 
@@ -93,12 +94,11 @@ class StateBackend(Administration):
         if found is None:
             return None
         state: State = decode_document(found.snapshot)
-        state["step_history"] = decode(f"[{found.history}]")
-        state["created_at"], state["updated_at"] = found.created_at, instant(state["updated_at"], "updated_at")
-        state.setdefault("run_id", run_id)
         for name, default in STATE_DEFAULTS.items():
             if name not in state:
                 state[name] = default()
+        state["run_id"], state["step_history"] = run_id, decode(f"[{found.history}]")
+        state["created_at"], state["updated_at"] = found.created_at, instant(state["updated_at"], "updated_at")
         state["revision"] = found.revision
         return state
 
@@ -124,8 +124,8 @@ class StateBackend(Administration):
         pipeline_id, pipeline_name and pipeline_version are each fixed by the first write that gives a value other than
         "unknown" and "latest". Further keys are kept and shown by `get_run_details`.
         """
-        run_id = identifier(run_data.get("run_id") if isinstance(run_data, Mapping) else None, "run_data.run_id")
-        data = RunData(run_id, run_data, "run_data")
+        data = RunData(None, run_data, "run_data")
+        run_id = data.run_id
         details, now = self._details(data), self.clock()
         await self._write(run_id, lambda draft: draft.record_start(data, details, now))
 
@@ -227,7 +227,7 @@ class StateBackend(Administration):
         """Keep the run's trace, any JSON object, and its spans: the nodes with ``span_id`` and ``name`` reached through
         ``children`` (T1). Replaces the spans that an earlier `save_trace` wrote and updates its own (T2)."""
         run_id = identifier(run_id, "run_id")
-        plain = normalize(dict(trace) if isinstance(trace, Mapping) else trace, max_depth=TRACE_DEPTH)
+        plain = normalize(trace, max_depth=TRACE_DEPTH)
         if not isinstance(plain, dict):
             raise InvalidStateError(f"trace is a {type(trace).__name__}, not a dict", path="$")
         now = self.clock()
@@ -252,14 +252,13 @@ class StateBackend(Administration):
     async def save_spans(self, run_id: str, spans: Sequence[Mapping[str, Any]]) -> None:
         """Insert or update spans by span_id, all of them or none (T2)."""
         run_id = identifier(run_id, "run_id")
-        if isinstance(spans, (str, bytes, Mapping)) or not isinstance(spans, Sequence):
+        if not isinstance(spans, (list, tuple)):
             raise InvalidStateError(f"spans is a {type(spans).__name__}, not a list", path="$")
         now = self.clock()
         latest: dict[str, dict[str, Any]] = {}
         for place, given in enumerate(spans):
-            if not isinstance(given, Mapping):
-                raise InvalidStateError(f"$[{place}] is a {type(given).__name__}, not a dict", path=f"$[{place}]")
-            span = checked_span(normalize(dict(given)), now, given=given, where=f"[{place}]")
+            plain, raw = plain_mapping(given, f"spans[{place}]", ())
+            span = checked_span(plain, now, given=raw, where=f"spans[{place}]")
             latest[span["span_id"]] = span
         records = [self._span_record(span, from_trace=False) for span in latest.values()]
         if records:
@@ -311,7 +310,7 @@ def _with_moments(record: dict[str, Any], names: Collection[str]) -> dict[str, A
 
 def _span_statistics(groups: Sequence[SpanStatistic]) -> SpanStatistics:
     result = SpanStatistics(total_spans=0, by_name={}, by_status={}, avg_duration_by_name={})
-    for group in groups:
+    for group in sorted(groups, key=lambda group: (group.name, group.status)):
         result["total_spans"] += group.count
         result["by_name"][group.name] = result["by_name"].get(group.name, 0) + group.count
         result["by_status"][group.status] = result["by_status"].get(group.status, 0) + group.count

@@ -114,14 +114,9 @@ class _Walk:
             return sorted(self.sequence(value, path, depth + 1), key=_sort_key)
         if isinstance(value, (bytes, bytearray)):
             return self.value(_decode_utf8(value, path), path, depth)
-        if "pydantic" in sys.modules:
-            from pydantic import BaseModel
-
-            if isinstance(value, BaseModel):
-                return self.value(_dump_model(value, path), path, depth)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return self.mapping(fields, path, depth + 1)
+        fields = fields_of(value, path)
+        if fields is not None:
+            return self.value(fields, path, depth)
         raise _refused(path, f"a {type(value).__name__}, which has no JSON form")
 
 
@@ -179,11 +174,24 @@ def _decode_utf8(value: bytes | bytearray, path: _Path) -> str:
         raise _refused(path, "bytes that are not UTF-8; encode them, as base64 for example") from None
 
 
-def _dump_model(value: Any, path: _Path) -> Any:
-    try:
-        return value.model_dump()
-    except (ValueError, RecursionError) as error:
-        raise _refused(path, f"a {type(value).__name__} that can't be dumped: {error}") from None
+def fields_of(value: Any, path: _Path = None) -> Any:
+    """The fields of a dict, a pydantic model (python mode) or a dataclass by name; None for anything else.
+
+    Of a pydantic root model it is what the root is.
+    """
+    if isinstance(value, dict):
+        return value
+    if "pydantic" in sys.modules:
+        from pydantic import BaseModel
+
+        if isinstance(value, BaseModel):
+            try:
+                return value.model_dump()
+            except (ValueError, RecursionError) as error:
+                raise _refused(path, f"a {type(value).__name__} that can't be dumped: {error}") from None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
 
 
 def duration_text(value: timedelta) -> str:

@@ -9,7 +9,7 @@ One tree; no driver exception is ever the public type, and no message, argument 
     ├── ConfigurationError         (ValueError)   a URI, option, variable or configuration file is wrong
     ├── PluginError                               no usable backend for a scheme
     │   ├── UnknownSchemeError                    nothing has this scheme
-    │   ├── BackendNotInstalledError              the plugin or its driver is not installed
+    │   ├── BackendNotInstalledError (ImportError) the plugin or its driver is not installed
     │   ├── BrokenPluginError                     the plugin fails when it is imported or asked
     │   ├── IncompatiblePluginError               the plugin was written for another version of the interface
     │   └── DuplicateSchemeError                  two plugins claim one scheme
@@ -86,7 +86,7 @@ class UnknownSchemeError(PluginError):
     """No known backend has this scheme."""
 
 
-class BackendNotInstalledError(PluginError):
+class BackendNotInstalledError(PluginError, ImportError):
     """The backend is known, but its plugin or its driver is not installed."""
 
 

@@ -11,7 +11,7 @@ from enum import Enum
 from math import isfinite
 from typing import Any, Final
 
-from .codec import MAX_DEPTH, key_text, normalize
+from .codec import MAX_DEPTH, fields_of, key_text, normalize
 from .errors import InvalidStateError
 from .model import RunStatus
 from .timestamps import instant
@@ -74,7 +74,6 @@ def free_text(value: Any, name: str) -> str | None:
 
 def number(value: Any, name: str) -> float | None:
     """A finite int or float, or None; returned as the float that rows show."""
-    value = value.value if isinstance(value, Enum) else value
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -90,7 +89,6 @@ def number(value: Any, name: str) -> float | None:
 
 def counter(value: Any, name: str) -> int:
     """A whole number of 64 bits."""
-    value = value.value if isinstance(value, Enum) else value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -190,12 +188,15 @@ _RUN_KEYS: Final = frozenset(
 )  # fmt: skip
 
 
-def plain_mapping(data: Any, what: str, ids: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def plain_mapping(
+    data: Any, what: str, ids: Collection[str], ignored: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A record in its JSON form, and as given: what is never cast is checked as it was given."""
-    if not isinstance(data, Mapping):
+    raw = fields_of(data)
+    if raw is None:
         raise InvalidStateError(f"{what} is a {type(data).__name__}, not a dict", path="$")
-    given = {key if type(key) is str else key_text(key): value for key, value in data.items()}
-    plain = normalize(data if isinstance(data, dict) else dict(data))
+    given = {key if type(key) is str else key_text(key): value for key, value in raw.items()}
+    plain = normalize({key: value for key, value in given.items() if key not in ignored})
     for name in ids:
         if given.get(name) is not None:
             identifier(given[name], name)
@@ -207,9 +208,8 @@ def row_fields(plain: Mapping[str, Any], given: Mapping[str, Any], checks: Mappi
     fields = {}
     for name, check in checks.items():
         if name in plain:
-            # Numbers are checked as given: a Decimal would already be text. A counter of None means its default.
-            value = given[name] if check in (number, counter) else plain[name]
-            fields[name] = None if value is None else check(value, name)
+            # As given: in the JSON form a Decimal or bytes would be text. None means the default.
+            fields[name] = None if given[name] is None else check(given[name], name)
     if "metadata" in plain:
         fields["metadata"] = metadata(given["metadata"])
     return fields
@@ -230,8 +230,7 @@ class StateData:
     __slots__ = ("created_at", "fields", "identity", "plain", "status", "updated_at")
 
     def __init__(self, run_id: str, state: Any) -> None:
-        plain, given = plain_mapping(state, "state", STATE_IDS)
-        plain.pop("revision", None)
+        plain, given = plain_mapping(state, "state", STATE_IDS, ignored=("revision",))
         same_run(plain.get("run_id"), run_id)
         for name in (*IDENTITY, "current_step_index"):
             if plain.get(name) is None:
@@ -244,7 +243,9 @@ class StateData:
                     raise _invalid(name, given[name], f"a {kind.__name__}")
         self.plain = plain
         self.identity = tuple(plain[name] for name in IDENTITY)
-        self.status = plain["status"] = run_status(given.get("status", "running"))
+        self.status = run_status(given.get("status", "running"))
+        if "status" in plain:
+            plain["status"] = self.status
         fields = row_fields(plain, given, ROW_FIELDS)
         # Only what says something hides what R1 or R2 recorded.
         self.fields = {name: value for name, value in fields.items() if given[name] is not None}
@@ -262,35 +263,56 @@ def _instant_of(given: Mapping[str, Any], name: str) -> datetime | None:
     return None if given.get(name) is None else instant(given[name], name)
 
 
+def _none() -> None:
+    return None
+
+
 STATE_DEFAULTS: Final[Mapping[str, Callable[[], Any]]] = {
+    "run_id": _none,
     "pipeline_context": dict,
-    "last_step_output": lambda: None,
+    "last_step_output": _none,
     "step_history": list,
     "status": lambda: "running",
+    "created_at": _none,
     "total_steps": int,
-    "error_message": lambda: None,
-    "execution_time_ms": lambda: None,
-    "memory_usage_mb": lambda: None,
+    "error_message": _none,
+    "execution_time_ms": _none,
+    "memory_usage_mb": _none,
     "metadata": dict,
     "is_background_task": bool,
-    "parent_run_id": lambda: None,
-    "task_id": lambda: None,
-    "background_error": lambda: None,
+    "parent_run_id": _none,
+    "task_id": _none,
+    "background_error": _none,
 }
+"""Known keys of a snapshot in their order, with what stands for an absent one."""
 
 
 class RunData:
     """The checked argument of R1 or R2: what it says of the row, and its other keys."""
 
-    __slots__ = ("created_at", "details", "end_time", "fields", "has_end_time", "identity", "status", "updated_at")
+    __slots__ = (
+        "created_at",
+        "details",
+        "end_time",
+        "fields",
+        "has_end_time",
+        "identity",
+        "run_id",
+        "status",
+        "updated_at",
+    )
 
-    def __init__(self, run_id: str, data: Any, what: str) -> None:
-        plain, given = plain_mapping(data, what, STATE_IDS)
-        synonyms(plain, given, RUN_SYNONYMS if what == "run_data" else END_SYNONYMS)
-        same_run(plain.get("run_id"), run_id)
+    def __init__(self, run_id: str | None, data: Any, what: str) -> None:
+        """``run_id`` None: the data names the run."""
+        starts = what == "run_data"
+        ignored = ("revision",) if starts else ("revision", "created_at", "start_time")
+        plain, given = plain_mapping(data, what, STATE_IDS, ignored)
+        synonyms(plain, given, RUN_SYNONYMS if starts else END_SYNONYMS)
+        self.run_id = identifier(given.get("run_id"), "run_id") if run_id is None else run_id
+        same_run(given.get("run_id"), self.run_id)
         self.identity = tuple(plain.get(name) for name in IDENTITY)
-        self.status = run_status(given["status"]) if plain.get("status") is not None else None
-        self.created_at = _created_at(given)
+        self.status = run_status(given["status"]) if "status" in plain else None
+        self.created_at = _created_at(given) if starts else None
         self.updated_at = _instant_of(given, "updated_at")
         self.has_end_time = "end_time" in given
         self.end_time = _instant_of(given, "end_time")
@@ -318,10 +340,9 @@ def checked_step(data: Any, now: datetime) -> dict[str, Any]:
     for name in ("run_id", "step_name", "step_index"):
         if plain.get(name) is None:
             raise InvalidStateError(f"{name} is required and missing or None", path=f"$.{name}")
-    for name in STEP_KEYS:
-        plain.setdefault(name, None)
-    counter(plain["step_index"], "step_index")
-    plain["status"] = "completed" if plain["status"] is None else any_status(given["status"])
+    counter(given["step_index"], "step_index")
+    plain["status"] = any_status(given["status"]) if "status" in plain else "completed"
+    plain = {**dict.fromkeys(STEP_KEYS), **plain}
     for name, check in (("cost_usd", number), ("token_counts", counter), ("execution_time_ms", number)):
         if plain[name] is not None:
             check(given[name], name)
@@ -338,24 +359,23 @@ def checked_span(
 ) -> dict[str, Any]:
     """T2, T3: a normalized span with every key, ``created_at`` as a datetime. ``given`` is it before normalization:
     ids and numbers are never cast."""
-    span = dict(plain)
     given = plain if given is None else given
-    for name in ("span_id", "parent_span_id", "name", "start_time", "end_time", "created_at"):
-        span[name] = given.get(name)
-    span["span_id"] = identifier(span.get("span_id"), f"{where}.span_id")
-    span["parent_span_id"] = optional_identifier(span.get("parent_span_id"), f"{where}.parent_span_id")
-    span["name"] = identifier("span" if span.get("name") is None else span["name"], f"{where}.name")
-    span["status"] = identifier("running" if span.get("status") is None else span["status"], f"{where}.status")
-    start = number(span.get("start_time"), f"{where}.start_time")
-    span["start_time"] = 0.0 if start is None else start
-    span["end_time"] = number(span.get("end_time"), f"{where}.end_time")
-    attributes = span.get("attributes")
+    attributes = plain.get("attributes")
     if attributes is not None and not isinstance(attributes, dict):
         raise _invalid(f"{where}.attributes", attributes, "a dict")
-    span["attributes"] = {} if attributes is None else attributes
-    given = span.get("created_at")
-    span["created_at"] = now if given is None else instant(given, f"{where}.created_at")
-    return span
+    start = number(given.get("start_time"), f"{where}.start_time")
+    created_at = given.get("created_at")
+    span = {
+        "span_id": identifier(given.get("span_id"), f"{where}.span_id"),
+        "parent_span_id": optional_identifier(given.get("parent_span_id"), f"{where}.parent_span_id"),
+        "name": identifier(given.get("name", "span"), f"{where}.name"),
+        "start_time": 0.0 if start is None else start,
+        "end_time": number(given.get("end_time"), f"{where}.end_time"),
+        "status": any_status(given.get("status", "running"), f"{where}.status"),
+        "attributes": {} if attributes is None else attributes,
+        "created_at": now if created_at is None else instant(created_at, f"{where}.created_at"),
+    }
+    return {**span, **{key: value for key, value in plain.items() if key not in span}}
 
 
 TRACE_DEPTH: Final = 2 * MAX_DEPTH

@@ -1,0 +1,63 @@
+"""How does a command use a backend, and what becomes of its errors?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+
+from flujo_core.errors import FlujoStateError
+
+from .output import message
+
+if TYPE_CHECKING:
+    from flujo_core.backend import StateBackend
+
+Result = TypeVar("Result")
+
+UriOption = Annotated[
+    str | None,
+    typer.Option(
+        "--uri",
+        metavar="URI",
+        help="The database; else FLUJO_STATE_URI, else flujo.toml, else sqlite:///flujo_ops.db.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead.")]
+
+
+def use_backend(
+    uri: str | None, use: Callable[[StateBackend], Awaitable[Result]], *, auto_migrate: bool | None = None
+) -> Result:
+    """The result of ``use``, whose backend is closed at the end; an error of ours ends the command."""
+    with told_errors():
+        from flujo_core.opening import open_backend
+
+        async def opened() -> Result:
+            settings = {} if auto_migrate is None else {"auto_migrate": auto_migrate}
+            backend = open_backend(uri, **settings)
+            try:
+                return await use(backend)
+            finally:
+                await backend.shutdown()
+
+        return asyncio.run(opened())
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """An error of ours becomes one line on stderr and exit code 1. Any other exception is a bug and stays one."""
+    try:
+        yield
+    except FlujoStateError as error:
+        # Core says where a wrong URI comes from; here "argument" would be the command's.
+        fail(str(error).removeprefix("argument: "))
+
+
+def fail(text: str) -> NoReturn:
+    message(text, label="error", style="bold red")
+    raise typer.Exit(1)

@@ -1,0 +1,251 @@
+"""How is a result shown? As text that is safe in any terminal, or as strict JSON.
+
+Texts of users are shown as they are, but for characters that don't print: an escape sequence in a run's name can't
+recolour a terminal, rename its window or hide what stands beside it.
+
+JSON is ASCII. Timestamps are ISO 8601 text in UTC; NaN and the infinities, which JSON can't say, are the texts "NaN",
+"Infinity" and "-Infinity"; a lone surrogate is its escape, such as "\\ud800".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import isfinite, isnan
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from flujo_core.timestamps import text_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+NARROWEST: Final = 12
+"""What a column that folds is left with in a narrow terminal."""
+UNLIMITED: Final = 1_000_000
+_JOINERS: Final = "\u200c\u200d"
+"""Not printable by themselves, but words of some scripts and many emoji are written with them."""
+_STATUS_STYLES: Final = {
+    "running": "cyan", "paused": "yellow", "completed": "green", "failed": "red", "cancelled": "bright_black",
+}  # fmt: skip
+
+
+def write(text: str) -> None:
+    """To stdout, at once."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_the_rest()
+        raise typer.Exit(141) from None
+    except UnicodeEncodeError as error:
+        # Text that the terminal's encoding can't say.
+        write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+    except OSError as error:
+        _discard_the_rest()
+        message(f"the output can't be written: {error.strerror or error}", label="error", style="bold red")
+        raise typer.Exit(1) from None
+
+
+def _discard_the_rest() -> None:
+    """What is left in the buffer would fail again when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def message(text: str, *, label: str = "", style: str = "dim") -> None:
+    """One line on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = safe(" ".join(text.split()))
+    line = Text.assemble((f"{label}: ", style), text) if label else Text(text, style)
+    Console(stderr=True, highlight=False).print(line, soft_wrap=True)
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def write_json(value: Any) -> None:
+    write(json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    return json.dumps(_plain(value), ensure_ascii=True, allow_nan=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return text_of(value)
+    if isinstance(value, float) and not isfinite(value):
+        return "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def safe(text: str) -> str:
+    """The text with escapes, as in a Python literal, for all that doesn't print."""
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or character in _JOINERS:
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def excerpt(value: Any, longest: int) -> str:
+    """A JSON value in one line; of a long one the beginning."""
+    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+    if len(text) <= longest:
+        return safe(text)
+    return f"{safe(text[:longest])}… ({len(text):,} characters; --json shows all)"
+
+
+def moment(value: datetime | None) -> str:
+    """``2024-05-01T12:00:00Z``; what is shorter than a second is cut off."""
+    return "" if value is None else f"{value.astimezone(UTC).replace(tzinfo=None, microsecond=0).isoformat()}Z"
+
+
+def duration(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return ""
+    size = abs(milliseconds)
+    if size < 10:
+        return f"{milliseconds:.3g} ms"
+    if size < 999.5:
+        return f"{milliseconds:.0f} ms"
+    if size < 59_950:
+        return f"{milliseconds / 1000:.1f} s"
+    if size >= 1e12:
+        return f"{milliseconds / 1000:.3g} s"
+    sign, seconds = "-" if milliseconds < 0 else "", round(size / 1000)
+    if seconds < 3600:
+        return f"{sign}{seconds // 60} min {seconds % 60:02} s"
+    return f"{sign}{seconds // 3600:,} h {seconds % 3600 // 60:02} min"
+
+
+def dollars(amount: float | None) -> str:
+    if amount is None:
+        return ""
+    if amount and not 0.0001 <= abs(amount) < 1e9:
+        return f"${amount:.3g}"
+    return f"${amount:,.4f}"
+
+
+def status_text(status: str) -> Text:
+    from rich.text import Text
+
+    return Text(safe(status), style=_STATUS_STYLES.get(status, ""))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: a title, and how much it matters when the terminal is narrow."""
+
+    title: str
+    right: bool = False
+    folds_at: int | None = None
+    """How wide it is at most before other columns are left out; its cells are then folded into several lines."""
+    rank: int = 0
+    """0: always shown; else, of the columns for which there is no room, the highest goes first."""
+
+
+def write_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Texts in aligned columns, none of them cut off.
+
+    A terminal is filled and not exceeded as long as that is possible; anywhere else lines are as long as they need to
+    be. Columns without a single text are left out.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[cell if isinstance(cell, Text) else Text(safe(cell)) for cell in row] for row in rows]
+    natural = [
+        max(cell_len(column.title), *(cell_len(row[place].plain) for row in cells)) if cells else cell_len(column.title)
+        for place, column in enumerate(columns)
+    ]
+    filled = [place for place in range(len(columns)) if any(row[place].plain for row in cells)]
+    widths, gap = _fitted(columns, {place: natural[place] for place in filled}, _width())
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for place, width in widths.items():
+        column = columns[place]
+        table.add_column(column.title, justify="right" if column.right else "left", width=width, overflow="fold")
+    for row in cells:
+        table.add_row(*(row[place] for place in widths))
+    _write_rendered(table)
+
+
+def write_fields(fields: Sequence[tuple[str, str | Text]]) -> None:
+    """Names and values, one below the other; empty values are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    gap = 2
+    table = Table.grid(padding=(0, gap, 0, 0))
+    shown = [(name, value if isinstance(value, Text) else Text(safe(value))) for name, value in fields]
+    names = max(len(name) for name, _ in shown)
+    table.add_column(style="bold", width=names)
+    table.add_column(overflow="fold", width=max(NARROWEST, min(_width(), 10_000) - names - gap))
+    for name, value in shown:
+        if value.plain:
+            table.add_row(name, value)
+    _write_rendered(table)
+
+
+def _fitted(columns: Sequence[Column], natural: dict[int, int], width: int) -> tuple[dict[int, int], int]:
+    """The columns for which there is room, by their places, and how wide each is; and the gap between columns."""
+
+    def room(gap: int) -> int:
+        return width - sum(chosen.values()) - gap * (len(chosen) - 1)
+
+    wanted = {place: min(size, columns[place].folds_at or size) for place, size in natural.items()}
+    chosen = {place: size for place, size in wanted.items() if not columns[place].rank}
+    gap = 2 if room(2) >= 0 else 1
+    for place in sorted(wanted.keys() - chosen.keys(), key=lambda place: columns[place].rank):
+        if room(gap) >= gap + wanted[place]:
+            chosen[place] = wanted[place]
+    chosen = dict(sorted(chosen.items()))
+    folding = [place for place in chosen if columns[place].folds_at]
+    for place in reversed(folding):  # the first is the one by which a row is found
+        chosen[place] = max(min(NARROWEST, chosen[place]), chosen[place] + min(0, room(gap)))
+    for place in folding:
+        chosen[place] = min(natural[place], chosen[place] + max(0, room(gap)))
+    return chosen, gap
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _width() -> int:
+    """Of the terminal; without one there is no limit, unless COLUMNS sets it."""
+    console = _console()
+    return console.width if console.is_terminal or "COLUMNS" in os.environ else UNLIMITED
+
+
+def _write_rendered(content: RenderableType) -> None:
+    console = _console()
+    # Wide enough for what doesn't fit: the terminal folds it, and nothing is lost.
+    console.width = UNLIMITED
+    with console.capture() as captured:
+        console.print(content)
+    write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
