@@ -25,9 +25,9 @@ from .store import APPLIED, BUSY, Change, CommitUnknown, Interrupted, Outcome, S
 MAX_OPERATIONS: Final = 200
 MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_HEADS: Final = 4096
-"""How many runs' heads are kept as expectations."""
-_MAX_DIGESTS: Final = 20_000
-"""A head with more history entries than this is not kept: 16 bytes for each of them."""
+"""How many runs' heads are kept as expectations …"""
+MAX_DIGESTS: Final = 32 * 1024 * 1024
+"""… and how many bytes of their history's digests."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +63,29 @@ class _Work:
         """Operation ids of commits whose answer was lost."""
 
 
+class _Heads:
+    """The heads of recently written runs, in the order of writing."""
+
+    def __init__(self) -> None:
+        self._heads: OrderedDict[str, Base] = OrderedDict()
+        self._digests = 0
+
+    def get(self, run_id: str) -> Base | None:
+        return self._heads.get(run_id)
+
+    def put(self, run_id: str, head: Base | None) -> None:
+        """None: forget it."""
+        old = self._heads.pop(run_id, None)
+        self._digests -= len(old.digests) if old else 0
+        if head is None:
+            return
+        self._heads[run_id] = head
+        self._digests += len(head.digests)
+        while len(self._heads) > MAX_HEADS or self._digests > MAX_DIGESTS:
+            _, oldest = self._heads.popitem(last=False)
+            self._digests -= len(oldest.digests)
+
+
 class Batcher:
     """The writes of one store, from one event loop."""
 
@@ -70,7 +93,7 @@ class Batcher:
         self._store = store
         self._deadline = deadline
         self._waiting: deque[Operation] = deque()
-        self._heads: OrderedDict[str, Base] = OrderedDict()
+        self._heads = _Heads()
         self._task: asyncio.Task[None] | None = None
         self._apart: dict[str, asyncio.Task[None]] = {}
         """Runs that another writer held up: each is committed alone, beside the batches."""
@@ -129,7 +152,7 @@ class Batcher:
             await self._commit(batch, monotonic() + self._deadline)
         except BaseException as error:
             for work in batch:
-                self._heads.pop(work.run_id, None)
+                self._heads.put(work.run_id, None)
                 _fail(work.operations, error)
             if not isinstance(error, Exception):
                 raise
@@ -235,11 +258,7 @@ class Batcher:
         head = work.draft.result()
         if head is not None and operation_id is not None:
             head.run.operation_id = operation_id
-        self._heads.pop(work.run_id, None)
-        if head is not None and len(head.digests) <= _MAX_DIGESTS:
-            self._heads[work.run_id] = head
-            if len(self._heads) > MAX_HEADS:
-                self._heads.popitem(last=False)
+        self._heads.put(work.run_id, head)
         for operation, result, error in work.results:
             if operation.future.done():
                 continue
@@ -285,11 +304,11 @@ class Batcher:
             if work.sent:
                 self._unknown(work)
             else:
-                self._heads.pop(work.run_id, None)
+                self._heads.put(work.run_id, None)
                 _fail(work.operations, signal.error)
 
     def _unknown(self, work: _Work) -> None:
-        self._heads.pop(work.run_id, None)
+        self._heads.put(work.run_id, None)
         error = OutcomeUnknownError(
             f"run {work.run_id!r}: the connection was lost while the write was being committed, and it can't be told "
             "whether it was; load the run before you repeat it"

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .batching import Operation
 from .codec import byte_length, check_size, encode, seal
@@ -14,8 +14,10 @@ from .migrations import MigrationReport, SchemaStatus
 from .model import RunInfo
 from .runs import Draft, Run
 from .sessions import Sessions
-from .settings import BackendSettings
 from .store import RunQuery, Store
+
+if TYPE_CHECKING:
+    from .settings import BackendSettings
 
 Result = TypeVar("Result")
 

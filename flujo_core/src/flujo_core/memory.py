@@ -244,7 +244,7 @@ class MemoryStore(Store):
 
 
 def _stored(run: _StoredState) -> StoredRun:
-    return StoredRun(run.row.operation_id, run.row.run, [entry.digest for entry in run.history])
+    return StoredRun(run.row.operation_id, run.row.run, b"".join(entry.digest for entry in run.history))
 
 
 def _put_step(steps: list[StepRecord], step: StepRecord) -> None:

@@ -72,7 +72,7 @@ class SchemaStatus:
     def state(self) -> Literal["missing", "outdated", "current", "too new"]:
         if self.current_version > self.latest_version:
             return "too new"
-        if self.current_version == 0:
+        if self.migrations and self.current_version == 0:
             return "missing"
         return "outdated" if self.pending else "current"
 

@@ -6,7 +6,7 @@ it becomes one `Change` for the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Context, Decimal, localcontext
@@ -16,7 +16,7 @@ from typing import Any, Final
 from .codec import decode_document, encode, encode_plain, seal
 from .errors import RunNotFoundError, StateConflictError
 from .model import RunInfo, RunStatus
-from .store import Change, EvaluationRecord, HistoryEntry, Keep, RunRow, SpanRecord, StepRecord, StoredRun
+from .store import DIGEST_SIZE, Change, EvaluationRecord, HistoryEntry, Keep, RunRow, SpanRecord, StepRecord, StoredRun
 from .timestamps import from_text, text_of
 from .validation import FINISHED, RunData, StateData
 
@@ -176,7 +176,7 @@ class Entry:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.digest = blake2b(text.encode(), digest_size=16).digest()
+        self.digest = blake2b(text.encode(), digest_size=DIGEST_SIZE).digest()
 
 
 @dataclass(slots=True)
@@ -184,7 +184,7 @@ class Base:
     """What is stored of a run, as far as core knows: the expectation of the next commit, never an answer."""
 
     run: Run
-    digests: Sequence[bytes]
+    digests: bytes
 
     @classmethod
     def of(cls, stored: StoredRun) -> Base:
@@ -355,17 +355,17 @@ class Draft:
         if fresh and isinstance(change.snapshot, Keep):
             change.snapshot = None
         if self.entries is not None:
-            self._compare_history([] if fresh or self._base is None else self._base.digests, self.entries)
+            self._compare_history(b"" if fresh or self._base is None else self._base.digests, self.entries)
         return change
 
-    def _compare_history(self, stored: Sequence[bytes], entries: list[Entry]) -> None:
+    def _compare_history(self, stored: bytes, entries: list[Entry]) -> None:
         """S8: only what differs from what is stored is written."""
         self.change.history = [
             HistoryEntry(position, entry.digest, entry.text)
             for position, entry in enumerate(entries)
-            if position >= len(stored) or stored[position] != entry.digest
+            if stored[position * DIGEST_SIZE : (position + 1) * DIGEST_SIZE] != entry.digest
         ]
-        if len(entries) < len(stored):
+        if len(entries) * DIGEST_SIZE < len(stored):
             self.change.history_length = len(entries)
 
     def result(self) -> Base | None:
@@ -373,9 +373,9 @@ class Draft:
         if self.run is None:
             return None
         if self.entries is not None:
-            digests: Sequence[bytes] = [entry.digest for entry in self.entries]
+            digests = b"".join(entry.digest for entry in self.entries)
         else:
-            digests = self._base.digests if self._base and not self.change.wipe else []
+            digests = self._base.digests if self._base and not self.change.wipe else b""
         return Base(self.run, digests)
 
 

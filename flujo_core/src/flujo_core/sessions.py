@@ -6,11 +6,15 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .batching import Batcher
 from .errors import StorageTimeoutError
-from .settings import BackendSettings
 from .store import Store
+
+if TYPE_CHECKING:
+    # Importing the library defines no pydantic model; opening a backend does.
+    from .settings import BackendSettings
 
 
 class Session:

@@ -59,8 +59,11 @@ KEEP: Final = Keep()
 """Leave what is stored as it is."""
 
 
+DIGEST_SIZE: Final = 16
+
+
 class HistoryEntry(NamedTuple):
-    """One entry of ``step_history``: its place from 0, 16 bytes that tell entries apart, its JSON text."""
+    """One entry of ``step_history``: its place from 0, `DIGEST_SIZE` bytes that tell entries apart, its JSON text."""
 
     position: int
     digest: bytes
@@ -137,7 +140,8 @@ class StoredRun(NamedTuple):
 
     operation_id: bytes
     run: str
-    history_digests: Sequence[bytes]
+    history_digests: bytes
+    """The digests of all entries in order, joined."""
 
 
 APPLIED: Final = "applied"

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import StringIO
 from math import isfinite, isnan
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,7 +65,7 @@ def message(text: str, *, label: str = "", style: str = "dim") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    text = safe(" ".join(text.split()))
+    text = safe(" ".join(line.strip() for line in text.splitlines()))
     line = Text.assemble((f"{label}: ", style), text) if label else Text(text, style)
     Console(stderr=True, highlight=False).print(line, soft_wrap=True)
 
@@ -231,9 +232,10 @@ def _fitted(columns: Sequence[Column], natural: dict[int, int], width: int) -> t
 
 
 def _console() -> Console:
+    """Which knows what stdout is: a terminal or not, how wide, with which colours."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return Console()
 
 
 def _width() -> int:
@@ -243,9 +245,17 @@ def _width() -> int:
 
 
 def _write_rendered(content: RenderableType) -> None:
-    console = _console()
-    # Wide enough for what doesn't fit: the terminal folds it, and nothing is lost.
-    console.width = UNLIMITED
-    with console.capture() as captured:
-        console.print(content)
-    write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    from rich.console import Console
+
+    stdout, rendered = _console(), StringIO()
+    console = Console(
+        file=rendered,
+        # Wide enough for what doesn't fit: the terminal folds it, and nothing is lost.
+        width=UNLIMITED,
+        force_terminal=stdout.is_terminal,
+        color_system=stdout.color_system,  # type: ignore[arg-type]  # a str there, one of these here
+        no_color=stdout.no_color,
+        legacy_windows=False,
+    )
+    console.print(content, highlight=False, markup=False, emoji=False)
+    write("".join(f"{line.rstrip()}\n" for line in rendered.getvalue().splitlines()))

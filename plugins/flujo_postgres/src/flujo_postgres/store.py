@@ -258,7 +258,7 @@ class PostgresStore(Store):
 
     async def _stored(self, connection: Any, run_ids: Sequence[str]) -> dict[str, StoredRun]:
         rows = await connection.fetch(self._sql(sql.STORED_RUNS), list(run_ids))
-        return {run_id: StoredRun(token, run, _digests(digests)) for run_id, token, run, digests in rows}
+        return {run_id: StoredRun(token, run, digests or b"") for run_id, token, run, digests in rows}
 
     async def load(self, run_id: str) -> Snapshot | None:
         rows = await self._rows(sql.LOAD, run_id)
@@ -368,10 +368,6 @@ def _given(snapshot: str | Keep | None) -> str | None:
 
 def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _digests(joined: bytes | None) -> list[bytes]:
-    return [joined[place : place + 16] for place in range(0, len(joined), 16)] if joined else []
 
 
 def _hash(key: str) -> bytes:

@@ -375,7 +375,7 @@ def _stored(raw: Raw, run_id: str) -> StoredRun | None:
     row = raw.execute(sql.STORED_RUN, (run_id,)).fetchone()
     if row is None:
         return None
-    return StoredRun(row[0], row[1], [digest for (digest,) in raw.execute(sql.STORED_HISTORY, (run_id,))])
+    return StoredRun(row[0], row[1], b"".join(digest for (digest,) in raw.execute(sql.STORED_HISTORY, (run_id,))))
 
 
 # --- metadata filters, in a reader's thread -------------------------------------------------------------------------
