@@ -1,0 +1,61 @@
+"""Does what README and docs print work as printed?"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from flujo_core.config import resolve_configuration
+from flujo_core.settings import BackendSettings
+from flujo_core.settings_validation import setting_fields
+from flujo_postgres.settings import PostgresSettings
+from flujo_sqlite.settings import SQLiteSettings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(f"{page.name}:{n}", code) for page in PAGES for n, code in enumerate(fence.findall(page.read_text()))]
+
+
+@pytest.mark.parametrize(("place", "code"), blocks("python"), ids=lambda value: value if ":" in value[:40] else "")
+def test_python_runs(place: str, code: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"{place}: {result.stderr}"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("place", "text"), blocks("toml"), ids=lambda value: value if ":" in value[:40] else "")
+def test_toml_is_a_configuration(place: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flujo.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for variable in ("FLUJO_STATE_URI", "FLUJO_AUTO_MIGRATE", "FLUJO_CONFIG_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    assert resolve_configuration().uri == tomllib.loads(text)["state"]["uri"], place
+
+
+@pytest.mark.parametrize(("page", "model"), [("sqlite.md", SQLiteSettings), ("postgres.md", PostgresSettings)])
+def test_every_setting_stands_in_its_table_with_its_default(page: str, model: type[BackendSettings]) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `?([^|`]*)`? \| (.*) \|$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    table = {name: default.strip() for name, default, _ in rows}
+    expected = {name: _shown(field.default) for name, field in setting_fields(model).items()}
+    assert table == expected
+
+
+def _shown(default: object) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default).removesuffix(".0")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
