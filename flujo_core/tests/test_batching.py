@@ -1,0 +1,229 @@
+"""Do writes take effect once and in order, whatever becomes of a commit? A store that fails on purpose tells."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import pytest
+from flujo_core.backend import StateBackend
+from flujo_core.errors import (
+    OutcomeUnknownError,
+    RunNotFoundError,
+    StateConflictError,
+    StorageError,
+    StorageUnavailableError,
+)
+from flujo_core.memory import MemoryStore, _Data
+from flujo_core.settings import BackendSettings
+from flujo_core.store import BUSY, Change, CommitUnknown, Interrupted, Outcome, StoredRun
+
+STATE = {"pipeline_id": "p", "pipeline_name": "P", "pipeline_version": "1", "current_step_index": 0}
+
+
+class FaultyStore(MemoryStore):
+    """Does what ``script`` says at each commit, then what it should: see `_faulty`."""
+
+    def __init__(self, data: _Data, script: list[str]) -> None:
+        super().__init__(data)
+        self.script = script
+        self.commits: list[list[str]] = []
+        self.reads = 0
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        self.commits.append([change.run_id for change in changes])
+        await asyncio.sleep(0)
+        fault = self.script.pop(0) if self.script else "no fault"
+        if fault == "interrupted":
+            raise Interrupted(StorageUnavailableError("went away before the commit"))
+        if fault == "refused":
+            raise StorageError("no")
+        if fault == "no answer, not applied":
+            raise CommitUnknown(StorageUnavailableError("went away"))
+        if fault == "busy" and len(changes) > 1:
+            rest = await super().commit(changes[1:])
+            return [BUSY, *rest]
+        outcomes = await super().commit(changes)
+        if fault == "no answer, applied":
+            raise CommitUnknown(StorageUnavailableError("went away"))
+        return outcomes
+
+    async def stored_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
+        self.reads += 1
+        return await super().stored_runs(run_ids)
+
+
+FAULTS = ("interrupted", "no answer, not applied", "no answer, applied", "busy", "no fault", "no fault")
+
+
+def faulty(script: list[str], *, deadline: float = 5.0) -> tuple[StateBackend, list[FaultyStore]]:
+    data, stores = _Data(), []
+
+    def make() -> FaultyStore:
+        stores.append(FaultyStore(data, script))
+        return stores[-1]
+
+    return StateBackend(make, BackendSettings(lock_timeout=deadline)), stores
+
+
+async def outcome(call: Any) -> Any:
+    try:
+        return await call
+    except (StateConflictError, RunNotFoundError) as error:
+        return type(error).__name__
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_g9_every_operation_takes_effect_once_and_in_order(seed: int) -> None:
+    """Against the same calls on a store without faults."""
+    random = Random(seed)
+
+    async def session(backend: StateBackend, random: Random) -> list[Any]:
+        answers: list[Any] = []
+        for _ in range(6):
+            calls: list[Any] = []
+            for _ in range(random.randint(1, 6)):
+                run_id = random.choice("ab")
+                calls.append(
+                    random.choice(
+                        [
+                            lambda r=run_id, n=random.randint(0, 3): backend.save_state(
+                                r, {**STATE, "step_history": list(range(n))}
+                            ),
+                            lambda r=run_id, n=random.randint(0, 2): backend.save_state(r, STATE, expected_revision=n),
+                            lambda r=run_id: backend.save_step_result(
+                                {"run_id": r, "step_name": "s", "step_index": 0, "cost_usd": 0.1}
+                            ),
+                            lambda r=run_id: backend.save_run_end(r, {"status": "failed"}),
+                            lambda r=run_id: backend.delete_state(r),
+                            lambda r=run_id: backend.delete_run(r),
+                        ]
+                    )
+                )
+            answers.append(await asyncio.gather(*(outcome(call()) for call in calls)))
+        for run_id in "ab":
+            loaded = await backend.load_state(run_id)
+            steps = await backend.list_run_steps(run_id)
+            details = await backend.get_run_details(run_id)
+            answers.append((loaded and (loaded["revision"], loaded["step_history"]), len(steps)))
+            answers.append(details and (details["status"], details["total_cost"]))
+        return answers
+
+    script = [random.choice(FAULTS) for _ in range(40)]
+    calls = random.randint(0, 10**9)
+    expected = asyncio.run(session(faulty([])[0], Random(calls)))
+    assert asyncio.run(session(faulty(script)[0], Random(calls))) == expected
+
+
+def test_g9_a_lost_answer_is_recognised_by_the_operation_id() -> None:
+    async def main() -> None:
+        backend, _ = faulty(["no fault", "no answer, applied", "no answer, not applied"])
+        assert await backend.save_state("r", STATE) == 1
+        assert await backend.save_state("r", STATE) == 2
+        assert await backend.save_state("r", STATE) == 3
+
+    asyncio.run(main())
+
+
+def test_g9_what_cannot_be_found_out_is_said() -> None:
+    """Another process wrote between our commit and our look."""
+
+    async def main() -> None:
+        backend, stores = faulty([])
+        await backend.save_state("r", STATE)
+        other = MemoryStore(stores[0]._data)
+        rival = StateBackend(lambda: other, BackendSettings())
+        stores[0].script.append("no answer, applied")
+        look = stores[0].stored_runs
+
+        async def late(run_ids: Sequence[str]) -> dict[str, StoredRun]:
+            await rival.save_state("r", STATE)
+            return await look(run_ids)
+
+        stores[0].stored_runs = late  # type: ignore[method-assign]
+        with pytest.raises(OutcomeUnknownError, match="load the run before you repeat it"):
+            await backend.save_state("r", STATE)
+        stores[0].stored_runs = look  # type: ignore[method-assign]
+        assert await backend.save_state("r", STATE) == 4
+
+    asyncio.run(main())
+
+
+def test_g12_a_fault_that_stays_is_told_after_the_deadline() -> None:
+    async def main() -> None:
+        backend, stores = faulty(["interrupted"] * 1000, deadline=0.2)
+        with pytest.raises(StorageUnavailableError, match="before the commit"):
+            await backend.save_state("r", STATE)
+        stores[0].script.clear()
+        assert await backend.save_state("r", STATE) == 1
+
+        stores[0].script.extend(["no answer, not applied"] * 1000)
+        with pytest.raises(OutcomeUnknownError):
+            await backend.save_state("r", STATE)
+
+    asyncio.run(main())
+
+
+def test_g9_one_bad_operation_fails_alone() -> None:
+    async def main() -> None:
+        backend, stores = faulty([])
+        await backend.load_state("a")
+        # The batch is refused as a whole; then each run is tried alone, and the second of them is refused.
+        stores[0].script.extend(["refused", "no fault", "refused", "no fault"])
+        results = await asyncio.gather(*(backend.save_state(run_id, STATE) for run_id in "abc"), return_exceptions=True)
+        assert results[0] == 1
+        assert isinstance(results[1], StorageError)
+        assert results[2] == 1
+        assert stores[0].commits == [["a", "b", "c"], ["a"], ["b"], ["c"]]
+
+    asyncio.run(main())
+
+
+def test_g9_concurrent_writes_share_commits() -> None:
+    async def main() -> None:
+        backend, stores = faulty([])
+        await asyncio.gather(*(backend.save_state(f"{n}", STATE) for n in range(500)))
+        assert sum(map(len, stores[0].commits)) == 500
+        assert [len(commit) for commit in stores[0].commits] == [200, 200, 100]
+        assert all(commit == sorted(commit) for commit in stores[0].commits)
+
+    asyncio.run(main())
+
+
+def test_g9_a_cancelled_write_is_not_begun_or_ends() -> None:
+    async def main() -> None:
+        backend, stores = faulty([])
+        await backend.load_state("r")
+        first = asyncio.create_task(backend.save_state("r", STATE))
+        second = asyncio.create_task(backend.save_state("r", STATE))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        await backend.shutdown()
+        loaded = await backend.load_state("r")
+        assert loaded is not None
+        assert loaded["revision"] in (1, 2)
+        assert len(stores[0].commits) == 1
+
+    asyncio.run(main())
+
+
+def test_g10_a_failed_expectation_is_told_from_what_is_stored_now() -> None:
+    """The head that is kept from the last write is an expectation, never an answer."""
+
+    async def main() -> None:
+        backend, stores = faulty([])
+        await backend.save_state("r", STATE)
+        rival = StateBackend(lambda: MemoryStore(stores[0]._data), BackendSettings())
+        await rival.save_state("r", STATE)
+        with pytest.raises(StateConflictError) as caught:
+            await backend.save_state("r", STATE, expected_revision=1)
+        assert (caught.value.expected, caught.value.actual) == (1, 2)
+        await rival.delete_run("r")
+        with pytest.raises(RunNotFoundError):
+            await backend.save_run_end("r", {"status": "failed"})
+        assert await backend.save_state("r", STATE, expected_revision=0) == 1
+
+    asyncio.run(main())
