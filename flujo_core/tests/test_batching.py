@@ -30,7 +30,8 @@ class FaultyStore(MemoryStore):
         super().__init__(data)
         self.script = script
         self.commits: list[list[str]] = []
-        self.reads = 0
+        self.late: list[Change] = []
+        """A commit whose connection broke, and which the server carries out after it was looked for."""
 
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
         self.commits.append([change.run_id for change in changes])
@@ -42,6 +43,9 @@ class FaultyStore(MemoryStore):
             raise StorageError("no")
         if fault == "no answer, not applied":
             raise CommitUnknown(StorageUnavailableError("went away"))
+        if fault == "no answer, applied late":
+            self.late = list(changes)
+            raise CommitUnknown(StorageUnavailableError("went away"))
         if fault == "busy" and len(changes) > 1:
             rest = await super().commit(changes[1:])
             return [BUSY, *rest]
@@ -51,11 +55,13 @@ class FaultyStore(MemoryStore):
         return outcomes
 
     async def stored_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
-        self.reads += 1
-        return await super().stored_runs(run_ids)
+        found = await super().stored_runs(run_ids)
+        late, self.late = self.late, []
+        await super().commit(late)
+        return found
 
 
-FAULTS = ("interrupted", "no answer, not applied", "no answer, applied", "busy", "no fault", "no fault")
+FAULTS = ("interrupted", "no answer, not applied", "no answer, applied", "no answer, applied late", "busy", "no fault")
 
 
 def faulty(script: list[str], *, deadline: float = 5.0) -> tuple[StateBackend, list[FaultyStore]]:
@@ -221,6 +227,11 @@ def test_g10_a_failed_expectation_is_told_from_what_is_stored_now() -> None:
         with pytest.raises(StateConflictError) as caught:
             await backend.save_state("r", STATE, expected_revision=1)
         assert (caught.value.expected, caught.value.actual) == (1, 2)
+        with pytest.raises(StateConflictError) as caught:
+            await backend.save_state("r", STATE, expected_revision=7)
+        assert (caught.value.expected, caught.value.actual) == (7, 2)
+        await rival.save_run_start({"run_id": "other"})
+        await backend.save_run_end("other", {"status": "failed"})
         await rival.delete_run("r")
         with pytest.raises(RunNotFoundError):
             await backend.save_run_end("r", {"status": "failed"})

@@ -247,7 +247,7 @@ class Batcher:
     def _set_apart(self, work: _Work) -> None:
         async def alone() -> None:
             try:
-                await self._settle([_Work(work.run_id, work.operations, work.base)])
+                await self._settle([work])
             finally:
                 del self._apart[work.run_id]
 
