@@ -215,7 +215,7 @@ class Batcher:
         for operation in work.operations:
             try:
                 work.results.append((operation, operation.apply(draft), None))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
                 work.results.append((operation, None, error))
         work.draft, work.change = draft, draft.finish(os.urandom(16))
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from math import isfinite, isnan
 from typing import Any, Final
 from uuid import UUID
 
@@ -50,14 +51,20 @@ def _text_is_safe(text: str) -> bool:
     return _UNSAFE.search(text) is None
 
 
+_STRICT_LEAVES: Final = frozenset({type_bool, type_none})
+_LEAVES: Final = _STRICT_LEAVES | {type_str, type_float}
+
+
 class _Walk:
     """One walk over one argument. ``strict`` also refuses what metadata may not hold (M3)."""
 
-    __slots__ = ("max_depth", "strict")
+    __slots__ = ("leaves", "max_depth", "strict")
 
     def __init__(self, strict: bool, max_depth: int) -> None:
         self.strict = strict
         self.max_depth = max_depth
+        # Kinds of which every value is good as it is: they are most of a document, and take no call each.
+        self.leaves = _STRICT_LEAVES if strict else _LEAVES
 
     def value(self, value: Any, path: _Path, depth: int) -> Any:
         kind = type(value)
@@ -65,14 +72,14 @@ class _Walk:
             if self.strict and not _text_is_safe(value):
                 raise _refused(path, "text with NUL or a lone surrogate, which metadata can't hold")
             return value
-        if value is None or kind is type_bool:
+        if kind in self.leaves:
             return value
         if kind is type_int:
             if -_SAFE_INT < value < _SAFE_INT or -_INT_LIMIT < value < _INT_LIMIT:
                 return value
             raise _refused(path, f"an integer of more than {MAX_INT_DIGITS} digits")
         if kind is type_float:
-            if self.strict and (value != value or value in (float("inf"), float("-inf"))):
+            if self.strict and not isfinite(value):
                 raise _refused(path, f"{value}, which metadata can't hold")
             return value
         if kind is dict:
@@ -85,19 +92,23 @@ class _Walk:
         if depth > self.max_depth:
             raise _too_deep(value, path, self.max_depth)
         result: dict[str, Any] = {}
+        leaves = self.leaves
         for key, item in value.items():
             name = key if type(key) is type_str else key_text(key, path)
             if self.strict and not _text_is_safe(name):
                 raise _refused((path, name), "a key with NUL or a lone surrogate, which metadata can't hold")
             if name in result:
                 raise _refused((path, name), "two keys that both become this key")
-            result[name] = self.value(item, (path, name), depth)
+            result[name] = item if type(item) in leaves else self.value(item, (path, name), depth)
         return result
 
     def sequence(self, value: Any, path: _Path, depth: int) -> list[Any]:
         if depth > self.max_depth:
             raise _too_deep(value, path, self.max_depth)
-        return [self.value(item, (path, index), depth) for index, item in enumerate(value)]
+        leaves = self.leaves
+        return [
+            item if type(item) in leaves else self.value(item, (path, index), depth) for index, item in enumerate(value)
+        ]
 
     def other(self, value: Any, path: _Path, depth: int) -> Any:
         """The kinds that JSON has no word for, in the order in which they are decided."""
@@ -295,8 +306,8 @@ def _wrap(value: Any) -> Any:
     kind = type(value)
     if kind is type_str:
         return value if _text_is_safe(value) else {_MARK: ["text", _escape(value)]}
-    if kind is type_float and not (float("-inf") < value < float("inf")):
-        return {_MARK: "nan" if value != value else "inf" if value > 0 else "-inf"}
+    if kind is type_float and not isfinite(value):
+        return {_MARK: "nan" if isnan(value) else "inf" if value > 0 else "-inf"}
     if kind is list:
         return [_wrap(item) for item in value]
     if kind is dict:

@@ -40,7 +40,7 @@ def run_query(
     unknown = set(filters) - set(Filters.__annotations__)
     if unknown:
         raise TypeError(
-            f"unknown filter {sorted(unknown)[0]!r}; the known ones are {', '.join(Filters.__annotations__)}"
+            f"unknown filter {min(unknown)!r}; the known ones are {', '.join(Filters.__annotations__)}"
         )
     if metadata_filter is not None and not isinstance(metadata_filter, Mapping):
         raise InvalidStateError(

@@ -32,18 +32,20 @@ def _parse(text: str) -> datetime:
     return datetime(int(year), int(month), int(day), int(hour), int(minute), int(second or 0), micros, zone)
 
 
+def _moment(value: Any) -> datetime:
+    if isinstance(value, datetime):
+        naive = value.tzinfo is None or value.utcoffset() is None
+        return value.replace(tzinfo=UTC) if naive else value
+    if isinstance(value, str):
+        return _parse(value)
+    raise TypeError
+
+
 def instant(value: Any, name: str) -> datetime:
     """The aware UTC datetime that an argument means; naive means UTC. ``name`` is for the message."""
     try:
-        if isinstance(value, str):
-            moment = _parse(value)
-        elif isinstance(value, datetime):
-            naive = value.tzinfo is None or value.utcoffset() is None
-            moment = value.replace(tzinfo=UTC) if naive else value
-        else:
-            raise ValueError
-        moment = moment.astimezone(UTC)
-    except (ValueError, OverflowError):
+        moment = _moment(value).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
         raise InvalidStateError(
             f"{name} is {value!r:.80}, not a datetime or an ISO 8601 date and time with at most 6 fraction digits",
             path=f"$.{name}",
