@@ -2,5 +2,6 @@
 
 from __future__ import annotations
 
+from . import errors as errors
 from .backend import StateBackend as StateBackend
 from .opening import open_backend as open_backend

@@ -50,7 +50,7 @@ class StateBackend(Administration):
 
         Once it returns, the snapshot is durable (G9). ``state`` is any mapping with the keys of `model.State` and any
         others; what JSON can say comes back exactly (G3, S2, S4). ``created_at`` counts only in the run's first save or
-        record (S3).
+        record; ``updated_at`` is the one given, so leave out the one that was loaded, or set it to None for now (S3).
 
         Raises `InvalidStateError` for a state that breaks a rule (G4, S4, S5), and `StateConflictError` if the stored
         revision is not ``expected_revision`` (0: no snapshot), with nothing written (S6).
@@ -132,6 +132,8 @@ class StateBackend(Administration):
     async def save_run_end(self, run_id: str, end_data: Mapping[str, Any]) -> None:
         """Change the fields of the run's record that ``end_data`` contains (R2).
 
+        While the run has a snapshot, the status that lists show is the snapshot's (R9): save that one too.
+
         Raises `RunNotFoundError` for a run that neither `save_run_start` nor `save_state` made.
         """
         run_id = identifier(run_id, "run_id")
@@ -145,7 +147,8 @@ class StateBackend(Administration):
     async def save_step_result(self, step_data: Mapping[str, Any]) -> None:
         """Append one record of a step, exactly as given (R3). run_id, step_name and step_index are required.
 
-        Several records of one step_index stay; with a ``record_id`` that the run already has, that record is replaced.
+        Several records of one step_index stay; with a ``record_id`` that the run already has, that record is replaced,
+        so a step that is done again after a crash is recorded once.
         """
         now = self.clock()
         step = checked_step(step_data, now)

@@ -1,7 +1,7 @@
-"""How does a program get a state backend from a URI?"""
+"""How does a program get a state backend from a URI, and what does it raise?"""
 
 from __future__ import annotations
 
-from flujo_core import open_backend
+from flujo_core import StateBackend, errors, open_backend
 
-__all__ = ["open_backend"]
+__all__ = ["StateBackend", "errors", "open_backend"]
