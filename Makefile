@@ -74,7 +74,7 @@ wheelhouse:  ## build all five wheels and download what they depend on, for inst
 	@echo "now, in any environment: PIP_NO_INDEX=1 PIP_FIND_LINKS=$(WHEELHOUSE) pip install 'flujo[postgres]'"
 
 clean:  ## remove the environments, caches and builds
-	rm -rf .venv .venv-* wheelhouse dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* wheelhouse dist site quickstart_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements-dev.txt $(MANIFESTS)
