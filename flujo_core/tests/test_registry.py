@@ -277,7 +277,10 @@ def test_d4_distribution_found_twice_is_no_duplicate(plugins: PluginFolder, monk
 def test_d4_damaged_metadata_stops_nothing(plugins: PluginFolder) -> None:
     plugins.plugin("flujo-redis", "redis")
     plugins.distribution("damaged", {})
-    (plugins.path / "damaged-1.0.dist-info" / "entry_points.txt").write_text("[a]\nno value\n", encoding="utf-8")
+    entries = plugins.path / "damaged-1.0.dist-info" / "entry_points.txt"
+    entries.write_text("[flujo.state_backends]\nno value\n", encoding="utf-8")
+    plugins.distribution("binary", {})
+    (plugins.path / "binary-1.0.dist-info" / "entry_points.txt").write_bytes(b"\xff")
     plugins.distribution("nameless", {"nameless": "absent_module"})
     (plugins.path / "nameless-1.0.dist-info" / "METADATA").unlink()
     assert find_plugin("redis").name == "redis"
@@ -370,7 +373,7 @@ def test_d4_backend_class_is_loaded_from_its_import_string(plugins: PluginFolder
 
 def test_d4_the_hook_may_be_an_object_of_the_module(plugins: PluginFolder) -> None:
     backend = plugins.plugin("flujo-x", "x")
-    spec = {"name": "y", "schemes": ("y",), "backend": f"{backend}:Backend", "settings": f"{backend}:Settings"}
+    spec = {"api_version": 1, "name": "y", "schemes": ("y",), "backend": f"{backend}:Backend", "settings": f"{backend}:Settings"}
     module = plugins.module(PLUGIN.format(spec=spec) + "\nimport sys\nitself = sys.modules[__name__]\n")
     plugins.distribution("flujo-y", {"y": f"{module}:itself"})
     assert find_plugin("y").name == "y"

@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 URI_VARIABLE = "FLUJO_TEST_POSTGRES_URI"
 USER = "flujo"
@@ -74,13 +74,13 @@ class Server:
         name = name or f"flujo_test_{secrets.token_hex(6)}"
         self._execute(f"CREATE DATABASE {_identifier(name)} {options}")
         self._created.append(name)
-        parts = urlsplit(self.uri)
-        query = "&".join(p for p in parts.query.split("&") if p.partition("=")[0] not in ("dbname", "database"))
-        return f"{parts.scheme}://{parts.netloc}/{quote(name, safe='')}{'?' if query else ''}{query}"
+        address, _, query = _split(self.uri)
+        query = "&".join(p for p in query.split("&") if p.partition("=")[0] not in ("dbname", "database"))
+        return f"{address}/{quote(name)}{'?' if query else ''}{query}"
 
     def drop_database(self, database: str) -> None:
         """Drop a database, named or as the URI that ``create_database`` returned, whoever is connected to it."""
-        name = unquote(urlsplit(database).path[1:]) if "://" in database else database
+        name = _split(database)[1] if "://" in database else database
         self._execute(f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)")
         self._created = [created for created in self._created if created != name]
 
@@ -92,7 +92,7 @@ class Server:
     def _execute(self, statement: str) -> None:
         import asyncio  # these imports are here because the supervisor has neither the time nor the package
 
-        import asyncpg  # type: ignore[import-untyped]
+        import asyncpg
 
         async def execute() -> None:
             connection = await asyncpg.connect(self.uri)
@@ -232,6 +232,14 @@ def provided_server() -> Iterator[Server]:
     else:
         with PostgresServer() as temporary:
             yield temporary
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    """The address, the database and the query of a URI; urllib refuses some lists of several hosts."""
+    address, _, query = uri.partition("?")
+    scheme, _, rest = address.partition("://")
+    authority, _, database = rest.partition("/")
+    return f"{scheme}://{authority}", unquote(database), query
 
 
 def _identifier(name: str) -> str:
@@ -449,8 +457,10 @@ def _supervise(wheel: str, version_folder: str, settings: dict[str, str], ports:
         cluster.start()
         _say(**cluster.facts())
         _obey(cluster, parent)
-    except (PostgresServerError, OSError, subprocess.SubprocessError) as error:
+    except PostgresServerError as error:
         _say(error=str(error))
+    except (OSError, subprocess.SubprocessError) as error:
+        _say(error=f"the PostgreSQL server can't be run: {error}")
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if cluster is not None:

@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
 
 from flujo_core.errors import ConfigurationError
 from flujo_core.uri import mask_text
@@ -28,18 +22,6 @@ class EnvironmentVariables(BaseSettings):
 
     state_uri: str | None = Field(default=None, validation_alias="FLUJO_STATE_URI")
     config_path: str | None = Field(default=None, validation_alias="FLUJO_CONFIG_PATH")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The process's environment only: no ``.env`` file and no folder of secrets."""
-        return (EnvSettingsSource(settings_cls),)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ A plugin is a light module (it imports no driver) named by an entry point of the
 
     @hookimpl
     def flujo_state_backend() -> BackendSpec:
-        return BackendSpec(name="redis", schemes=("redis",), backend="flujo_redis:RedisBackend", …)
+        return BackendSpec(api_version=1, name="redis", schemes=("redis",), backend="flujo_redis:RedisBackend", …)
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 class BackendSpec:
     """One backend, described without importing its driver."""
 
+    api_version: int
+    """The number of the interface that it was written for: a literal 1 today, not what is installed."""
     name: str
     """Names the backend in messages and its table ``[state.<name>]`` in ``flujo.toml``."""
     schemes: tuple[str, ...]
@@ -45,7 +47,6 @@ class BackendSpec:
     """Whether state outlives the process."""
     shared: bool = True
     """Whether several processes may use one database at the same time."""
-    api_version: int = API_VERSION
 
 
 class StateBackendHooks:

@@ -8,6 +8,7 @@ from .hookspec import BackendSpec, hookimpl
 @hookimpl
 def flujo_state_backend() -> BackendSpec:
     return BackendSpec(
+        api_version=1,
         name="memory",
         schemes=("memory",),
         backend="flujo_core.memory:MemoryBackend",

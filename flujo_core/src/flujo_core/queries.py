@@ -39,9 +39,7 @@ def run_query(
     """The query that the arguments of `StateBackend.list_runs` mean; `InvalidStateError` for a wrong one."""
     unknown = set(filters) - set(Filters.__annotations__)
     if unknown:
-        raise TypeError(
-            f"unknown filter {min(unknown)!r}; the known ones are {', '.join(Filters.__annotations__)}"
-        )
+        raise TypeError(f"unknown filter {min(unknown)!r}; the known ones are {', '.join(Filters.__annotations__)}")
     if metadata_filter is not None and not isinstance(metadata_filter, Mapping):
         raise InvalidStateError(
             f"metadata_filter is a {type(metadata_filter).__name__}, not a dict", path="$.metadata_filter"

@@ -132,24 +132,24 @@ def _claims() -> Iterator[_Claim]:
     """Entry points of our group. A distribution that is on the path twice counts once, as it does for an import."""
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        name, version = _name_and_version(distribution)
-        key = re.sub(r"[-_.]+", "-", name).lower()
-        if key in seen:
+        entries = _entry_points(distribution)
+        if not entries:
             continue
-        seen.add(key)
-        for entry in _entry_points(distribution):
-            yield _Claim(entry.name.lower(), name, version, entry)
-
-
-def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
-    fields: Any = distribution.metadata  # None or empty where an uninstall left half of it
-    return (fields and fields["Name"]) or "unnamed distribution", (fields and fields["Version"]) or "(unknown version)"
+        fields: Any = distribution.metadata or {}  # empty where an uninstall left half of it
+        name = fields.get("Name") or "unnamed distribution"
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        if key not in seen:
+            seen.add(key)
+            version = fields.get("Version") or "(unknown version)"
+            yield from (_Claim(entry.name.lower(), name, version, entry) for entry in entries)
 
 
 def _entry_points(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:
     try:
+        if ENTRY_POINT_GROUP not in (distribution.read_text("entry_points.txt") or ""):
+            return []
         return list(dict.fromkeys(distribution.entry_points.select(group=ENTRY_POINT_GROUP)))
-    except (TypeError, ValueError):  # a file that is no list of entry points; whose it is doesn't matter here
+    except (TypeError, ValueError):  # a file that is no list of entry points; it stops no other distribution
         return []
 
 

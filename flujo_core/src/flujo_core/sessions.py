@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .batching import Batcher
-from .errors import StorageTimeoutError
+from .errors import StorageTimeoutError, StorageUnavailableError
 from .store import Store
 
 if TYPE_CHECKING:
@@ -51,8 +51,17 @@ class Sessions:
             with self._lock:
                 self._sessions[key] = session
         if session.opening is not None:
-            await asyncio.shield(session.opening)
+            await self._opened(session.opening)
         return session
+
+    async def _opened(self, opening: asyncio.Task[None]) -> None:
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if opening.cancelled() and task is not None and not task.cancelling():
+                raise StorageUnavailableError("the backend was shut down while it opened; call again") from None
+            raise
 
     async def _open(self, key: tuple[int, int], session: Session) -> None:
         store, migrate = session.store, self._settings.auto_migrate
@@ -98,7 +107,10 @@ class Sessions:
         try:
             async with asyncio.timeout(limit):
                 if session.opening is not None:
+                    # It closes what it has opened so far.
+                    session.opening.cancel()
                     await asyncio.wait([session.opening])
+                    return
                 await session.batcher.drain()
                 await session.store.close()
         except TimeoutError:

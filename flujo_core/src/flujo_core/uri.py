@@ -31,11 +31,11 @@ _SECRET_IN_TEXT = re.compile(
     rf"""(\w*{_SECRET_WORDS}\w*\s*(?:=|%3D)\s*)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s&;,)'"]+)""", re.IGNORECASE
 )
 _CREDENTIALS = re.compile(r":.*@", re.DOTALL)
-_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%\-]*\]|[^:@\[\]]*)(?::[0-9]*)?")
+_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%\-]*\]|[^:@\[\]=&;\s]*)(?::[0-9]*)?")
 _OPTION_NAME = re.compile(r"[\w.\-]+")
 _MEMORY_ADVICE = "names no file; write memory:// for state that lives in this process only"
 _PORT_ADVICE = (
-    "has a port that is not a number; if the colon belongs to a password, '@' and a host are missing after it"
+    "has a host or a port that can't be one; if the colon belongs to a password, '@' and a host are missing after it"
 )
 _URI_START = re.compile(r"(?<![^\s'\"`(<\[=,])[A-Za-z][A-Za-z0-9+.\-]*://")
 
@@ -175,8 +175,9 @@ def mask_uri(text: str) -> str:
     """The URI as it may be shown: every password, in whatever place, is ``***``.
 
     It takes any text, and hides too much rather than too little: of text that is no well-formed URI only the scheme is
-    left as soon as it holds a character of a URI's credentials. One thing can't be told apart: a forgotten host that
-    makes a number, ``scheme://user:5432``, is read as a port. Never raises.
+    left as soon as it holds a character of a URI's credentials. Two mistakes can't be seen: without the host, a
+    password of digits is a port (``scheme://user:5432``); without the colon, a password is a part of the user's name.
+    Never raises.
     """
     shape = _SHAPE.fullmatch(text)
     if shape is None:
@@ -262,7 +263,7 @@ def _mask_option(piece: str) -> str:
     name, equals, value = piece.partition("=")
     if not _OPTION_NAME.fullmatch(name) or not equals:
         return HIDDEN if piece else ""
-    return f"{name}={HIDDEN if '@' in _decoded(value) else mask_value(name, value)}"
+    return f"{name}={mask_value(name, value)}"
 
 
 def _decoded(text: str) -> str:

@@ -14,12 +14,14 @@ typer and rich are the extra ``cli``, imported here only and not before the comm
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import NoReturn
 
 
 def main() -> NoReturn:
     """Run the command that ``sys.argv`` asks for; ends the process with its exit code."""
     try:
+        import_module("rich")  # imported late by what follows
         from .app import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
 
 import typer
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from flujo_core.backend import StateBackend
 
 Result = TypeVar("Result")
+
+_PATIENCE: Final = 0.5
+"""How long an interrupted command takes to close, in seconds."""
 
 UriOption = Annotated[
     str | None,
@@ -41,9 +44,17 @@ def use_backend(
             settings = {} if auto_migrate is None else {"auto_migrate": auto_migrate}
             backend = open_backend(uri, **settings)
             try:
-                return await use(backend)
-            finally:
+                result = await use(backend)
+            except asyncio.CancelledError:
+                # Ctrl-C: whoever pressed it doesn't want to wait for a server that doesn't answer.
+                with suppress(TimeoutError, FlujoStateError):
+                    await asyncio.wait_for(backend.shutdown(), _PATIENCE)
+                raise
+            except BaseException:
                 await backend.shutdown()
+                raise
+            await backend.shutdown()
+            return result
 
         return asyncio.run(opened())
 

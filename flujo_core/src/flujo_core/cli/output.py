@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import StringIO
+from itertools import zip_longest
 from math import isfinite, isnan
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ import typer
 from flujo_core.timestamps import text_of
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.text import Text
 
 NARROWEST: Final = 12
@@ -107,12 +108,14 @@ def _printable(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def excerpt(value: Any, longest: int) -> str:
-    """A JSON value in one line; of a long one the beginning."""
-    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
-    if len(text) <= longest:
-        return safe(text)
-    return f"{safe(text[:longest])}… ({len(text):,} characters; --json shows all)"
+def one_line(value: Any) -> str:
+    """A JSON value as a person reads it."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def excerpt(text: str, longest: int) -> str:
+    """The text, or the beginning of a long one."""
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters; --json shows all)"
 
 
 def moment(value: datetime | None) -> str:
@@ -173,41 +176,32 @@ def write_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]])
     A terminal is filled and not exceeded as long as that is possible; anywhere else lines are as long as they need to
     be. Columns without a single text are left out.
     """
-    from rich.cells import cell_len
-    from rich.table import Table
     from rich.text import Text
 
-    cells = [[cell if isinstance(cell, Text) else Text(safe(cell)) for cell in row] for row in rows]
-    natural = [
-        max(cell_len(column.title), *(cell_len(row[place].plain) for row in cells)) if cells else cell_len(column.title)
-        for place, column in enumerate(columns)
-    ]
+    cells = [[_text(cell) for cell in row] for row in rows]
     filled = [place for place in range(len(columns)) if any(row[place].plain for row in cells)]
-    widths, gap = _fitted(columns, {place: natural[place] for place in filled}, _width())
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    for place, width in widths.items():
-        column = columns[place]
-        table.add_column(column.title, justify="right" if column.right else "left", width=width, overflow="fold")
-    for row in cells:
-        table.add_row(*(row[place] for place in widths))
-    _write_rendered(table)
+    natural = {place: max(len(columns[place].title), *(row[place].cell_len for row in cells)) for place in filled}
+    widths, gap = _fitted(columns, natural, _width())
+    titles = [Text(column.title, "bold") for column in columns]
+    right = {place for place in widths if columns[place].right}
+    _write_lines(line for row in [titles, *cells] for line in _laid_out(row, widths, gap, right))
 
 
 def write_fields(fields: Sequence[tuple[str, str | Text]]) -> None:
     """Names and values, one below the other; empty values are left out."""
-    from rich.table import Table
     from rich.text import Text
 
+    shown = [(Text(safe(name), "bold"), _text(value)) for name, value in fields if value]
+    names, values = (max(row[place].cell_len for row in shown) for place in (0, 1))
     gap = 2
-    table = Table.grid(padding=(0, gap, 0, 0))
-    shown = [(name, value if isinstance(value, Text) else Text(safe(value))) for name, value in fields]
-    names = max(len(name) for name, _ in shown)
-    table.add_column(style="bold", width=names)
-    table.add_column(overflow="fold", width=max(NARROWEST, min(_width(), 10_000) - names - gap))
-    for name, value in shown:
-        if value.plain:
-            table.add_row(name, value)
-    _write_rendered(table)
+    widths = {0: names, 1: min(values, max(NARROWEST, _width() - names - gap))}
+    _write_lines(line for row in shown for line in _laid_out(row, widths, gap))
+
+
+def _text(cell: str | Text) -> Text:
+    from rich.text import Text
+
+    return cell if isinstance(cell, Text) else Text(safe(cell))
 
 
 def _fitted(columns: Sequence[Column], natural: dict[int, int], width: int) -> tuple[dict[int, int], int]:
@@ -244,18 +238,36 @@ def _width() -> int:
     return console.width if console.is_terminal or "COLUMNS" in os.environ else UNLIMITED
 
 
-def _write_rendered(content: RenderableType) -> None:
+def _laid_out(cells: Sequence[Text], widths: Mapping[int, int], gap: int, right: Container[int] = ()) -> Iterator[Text]:
+    """The lines of one row; a cell that is wider than its column is folded."""
+    from rich.text import Text
+
+    folded = [
+        [cells[place]] if cells[place].cell_len <= width else cells[place].wrap(_console(), width, overflow="fold")
+        for place, width in widths.items()
+    ]
+    for pieces in zip_longest(*folded):
+        line = Text()
+        for piece, (place, width) in zip(pieces, widths.items(), strict=True):
+            text = piece or Text()
+            blank = " " * (width - text.cell_len)
+            line.append(blank if place in right else "").append_text(text)
+            line.append(" " * gap if place in right else blank + " " * gap)
+        line.rstrip()
+        yield line
+
+
+def _write_lines(lines: Iterable[Text]) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     stdout, rendered = _console(), StringIO()
     console = Console(
         file=rendered,
-        # Wide enough for what doesn't fit: the terminal folds it, and nothing is lost.
-        width=UNLIMITED,
         force_terminal=stdout.is_terminal,
         color_system=stdout.color_system,  # type: ignore[arg-type]  # a str there, one of these here
         no_color=stdout.no_color,
         legacy_windows=False,
     )
-    console.print(content, highlight=False, markup=False, emoji=False)
-    write("".join(f"{line.rstrip()}\n" for line in rendered.getvalue().splitlines()))
+    console.print(Text("\n").join(lines), soft_wrap=True)
+    write(rendered.getvalue())

@@ -19,7 +19,7 @@ from .output import (
     excerpt,
     message,
     moment,
-    safe,
+    one_line,
     status_text,
     write,
     write_fields,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 runs = typer.Typer(name="runs", help="Look at runs. Nothing is written, created or upgraded.", no_args_is_help=True)
 
-_LONGEST_VALUE = 500
+_LONGEST_NAME = 40
+_LONGEST_VALUE = 300
 _LONGEST_ERROR = 200
-
 
 _STATUSES = " or ".join(", ".join(get_args(RunStatus)).rsplit(", ", 1))
 
@@ -187,7 +187,11 @@ async def _trace(backend: StateBackend, run_id: str) -> dict[str, Any] | None:
 
 def _fields(record: dict[str, Any]) -> list[tuple[str, str | Text]]:
     run, state = record["run"], record["state"]
-    details = [(safe(name), _detail(value)) for name, value in run.items() if name not in RunInfo.__annotations__]
+    details = [
+        (excerpt(name, _LONGEST_NAME), _json(value))
+        for name, value in run.items()
+        if name not in RunInfo.__annotations__
+    ]
     return [
         ("run", run["run_id"]),
         ("pipeline", run["pipeline_name"]),
@@ -204,20 +208,20 @@ def _fields(record: dict[str, Any]) -> list[tuple[str, str | Text]]:
         ("background", "yes" if run["is_background_task"] else ""),
         ("parent run", run["parent_run_id"] or ""),
         ("task", run["task_id"] or ""),
-        ("error", run["error_message"] or ""),
-        ("task error", run["background_error"] or ""),
-        ("metadata", _detail(run["metadata"] or None)),
+        ("error", excerpt(run["error_message"] or "", _LONGEST_VALUE)),
+        ("task error", excerpt(run["background_error"] or "", _LONGEST_VALUE)),
+        ("metadata", _json(run["metadata"] or None)),
         *details,
         ("snapshot", _snapshot(state)),
-        ("context keys", ", ".join(state["pipeline_context"]) if state else ""),
+        ("context keys", excerpt(", ".join(state["pipeline_context"]), _LONGEST_VALUE) if state else ""),
         ("trace", _trace_summary(record["trace"], record["spans"])),
         ("evaluations", _evaluations(record["evaluations"])),
         ("steps", _steps_summary(record["steps"])),
     ]
 
 
-def _detail(value: Any) -> str:
-    return "" if value is None else excerpt(value, _LONGEST_VALUE)
+def _json(value: Any) -> str:
+    return "" if value is None else excerpt(one_line(value), _LONGEST_VALUE)
 
 
 def _snapshot(state: State | None) -> str:
@@ -234,7 +238,7 @@ def _snapshot(state: State | None) -> str:
 def _trace_summary(trace: dict[str, Any] | None, spans: list[Span]) -> str:
     if not spans:
         return "none" if trace is None else "saved, without spans"
-    counts = ", ".join(f"{count:,} {safe(status)}" for status, count in Counter(s["status"] for s in spans).items())
+    counts = ", ".join(f"{count:,} {status}" for status, count in Counter(s["status"] for s in spans).items())
     return f"{len(spans):,} {'span' if len(spans) == 1 else 'spans'}: {counts}"
 
 
@@ -251,7 +255,7 @@ def _steps_summary(steps: list[Step]) -> str:
 
 
 def _step_row(step: Step) -> list[str | Text]:
-    tokens, error = step["token_counts"], step["error"]
+    tokens, error = step["token_counts"], "" if step["error"] is None else step["error"]
     return [
         str(step["step_index"]),
         step["step_name"],
@@ -260,7 +264,7 @@ def _step_row(step: Step) -> list[str | Text]:
         dollars(step["cost_usd"]),
         "" if tokens is None else f"{tokens:,}",
         moment(step["created_at"]),
-        "" if error is None else excerpt(error, _LONGEST_ERROR),
+        excerpt(error if isinstance(error, str) else one_line(error), _LONGEST_ERROR),
     ]
 
 

@@ -16,17 +16,18 @@ from flujo_core.errors import (
     UnsupportedStorageError,
 )
 
-LOST = (
+_BROKEN = (
     OSError,
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
 )
-"""The connection broke. InterfaceError is asyncpg's word for using a connection that has closed meanwhile."""
 ROLLED_BACK = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
 """The server undid the transaction for a reason that passes."""
-NOT_YET = (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
+NOT_YET = (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError, asyncpg.TargetServerAttributeNotMatched)
 """No connection now; nothing was sent."""
 
 _MEANINGS: tuple[tuple[type[BaseException], type[FlujoStateError], str], ...] = (
@@ -44,7 +45,7 @@ _MEANINGS: tuple[tuple[type[BaseException], type[FlujoStateError], str], ...] = 
     (asyncpg.InvalidSchemaNameError, SchemaMissingError, "has no such schema; run `flujo migrate`"),
     (asyncpg.UndefinedColumnError, SchemaMissingError, "has other tables than this code needs; run `flujo migrate`"),
     (asyncpg.ReadOnlySQLTransactionError, UnsupportedStorageError, "is read-only; name the primary server"),
-    (asyncpg.QueryCanceledError, StorageTimeoutError, "did not answer in time (command_timeout)"),
+    (asyncpg.QueryCanceledError, StorageTimeoutError, "stopped the command, by statement_timeout or an administrator"),
     (asyncpg.LockNotAvailableError, StorageTimeoutError, "kept the run locked for too long (lock_timeout)"),
     (asyncpg.DiskFullError, StorageError, "has no room left on its disk; free some and try again"),
     (asyncpg.TargetServerAttributeNotMatched, StorageUnavailableError, "has no host that fits target_session_attrs"),
@@ -54,8 +55,24 @@ _MEANINGS: tuple[tuple[type[BaseException], type[FlujoStateError], str], ...] = 
     (asyncpg.PostgresConnectionError, StorageUnavailableError, "closed the connection; try again"),
     (asyncpg.AdminShutdownError, StorageUnavailableError, "closed the connection; try again"),
     (asyncpg.CrashShutdownError, StorageUnavailableError, "closed the connection; try again"),
+    (asyncpg.IdleInTransactionSessionTimeoutError, StorageUnavailableError, "closed the connection; try again"),
     (asyncpg.InterfaceError, StorageUnavailableError, "closed the connection; try again"),
+    (asyncpg.InternalClientError, StorageUnavailableError, "closed the connection; try again"),
 )
+
+
+class NoAnswer(Exception):  # noqa: N818 - a signal to the store, never an error of a user
+    """The connection broke while a write was being committed: the server may have committed all the same."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the connection broke. InterfaceError is asyncpg's word for using one that has closed meanwhile, but also
+    the base of its complaints about values, and TimeoutError is an OSError."""
+    return isinstance(error, _BROKEN) and not isinstance(error, (TimeoutError, ValueError, *NOT_YET))
 
 
 def translated(error: BaseException, where: str) -> FlujoStateError:

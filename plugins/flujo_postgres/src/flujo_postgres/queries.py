@@ -54,12 +54,19 @@ def _arrays(names: tuple[str, ...], first: int = 1) -> str:
     return ", ".join(f"${number}::{TYPES[name]}[]" for number, name in enumerate(names, first))
 
 
+def _lock_timeout(number: int) -> str:
+    """A condition that always holds and limits, until the end of the transaction, each wait for another writer's lock:
+    a statement of its own would be a round trip more. It is met before the first row is locked."""
+    return f"set_config('lock_timeout', ${number}::text, true) IS NOT NULL"
+
+
 INSERT_RUN: Final = (
-    f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) VALUES ({_marks(_ALL)}) ON CONFLICT (run_id) DO NOTHING"
+    f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) SELECT {_marks(_ALL)} WHERE {_lock_timeout(len(_ALL) + 1)} "
+    "ON CONFLICT (run_id) DO NOTHING"
 )
 INSERT_RUNS: Final = (
     f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) SELECT * FROM unnest({_arrays(_ALL)}) "
-    "ON CONFLICT (run_id) DO NOTHING RETURNING run_id"
+    f"WHERE {_lock_timeout(len(_ALL) + 1)} ON CONFLICT (run_id) DO NOTHING RETURNING run_id"
 )
 
 
@@ -68,10 +75,13 @@ def changed_columns(*, metadata: bool, snapshot: bool) -> tuple[str, ...]:
 
 
 def _update_run(*, metadata: bool, snapshot: bool) -> str:
-    """run_id and the other columns, then the expected operation_id."""
+    """run_id and the other columns, then the expected operation_id and the lock timeout."""
     names = changed_columns(metadata=metadata, snapshot=snapshot)
     sets = ", ".join(f"{name} = ${number}::{TYPES[name]}" for number, name in enumerate(names, 1) if number > 1)
-    return f"UPDATE {{s}}.workflow_state SET {sets} WHERE run_id = $1 AND operation_id = ${len(names) + 1}::bytea"
+    return (
+        f"UPDATE {{s}}.workflow_state SET {sets} WHERE run_id = $1 AND operation_id = ${len(names) + 1}::bytea "
+        f"AND {_lock_timeout(len(names) + 2)}"
+    )
 
 
 def _update_runs(*, metadata: bool, snapshot: bool) -> str:
@@ -94,6 +104,7 @@ LOCK_RUNS: Final = (
     "SELECT run_id, operation_id FROM {s}.workflow_state WHERE run_id = ANY($1::text[]) ORDER BY run_id FOR UPDATE"
 )
 LOCK_FREE_RUNS: Final = LOCK_RUNS + " SKIP LOCKED"
+OPERATION_ID: Final = "SELECT operation_id FROM {s}.workflow_state WHERE run_id = $1"
 LOAD: Final = (
     "SELECT w.revision, w.created_at, w.snapshot, (SELECT string_agg(h.entry::text, ',' ORDER BY h.position) "
     "FROM {s}.workflow_history h WHERE h.run_id = w.run_id) FROM {s}.workflow_state w "
@@ -176,7 +187,7 @@ EVALUATIONS: Final = (
 # --- the rest ---------------------------------------------------------------------------------------------------
 
 PUT_SYSTEM_STATE: Final = (
-    "INSERT INTO {s}.flujo_system_state (key, document) VALUES ($1, $2) "
+    f"INSERT INTO {{s}}.flujo_system_state (key, document) SELECT $1::text, $2::json WHERE {_lock_timeout(3)} "
     "ON CONFLICT (key) DO UPDATE SET document = excluded.document"
 )
 GET_SYSTEM_STATE: Final = "SELECT document FROM {s}.flujo_system_state WHERE key = $1"

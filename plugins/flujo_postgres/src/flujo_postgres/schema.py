@@ -21,7 +21,7 @@ from flujo_core.migrations import (
 )
 
 from . import queries as sql
-from .errors import LOST
+from .errors import is_lost
 
 LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flujo migrate ' || $1, 0))"
 """One migration at a time for each schema; released with the transaction, also through a pooler."""
@@ -51,7 +51,9 @@ def plan_only(found: SchemaStatus, target_version: int | None) -> MigrationRepor
 
 async def migrate(connection: Any, shown: str, schema: str, target_version: int | None) -> MigrationReport:
     """All pending steps in one transaction."""
-    async with connection.transaction():
+    # Each statement sees what was committed before it, also where the role's default is stricter: the versions are read
+    # after the wait for the lock.
+    async with connection.transaction(isolation="read_committed"):
         await connection.execute(LOCK, schema)
         found = await status(connection, shown, schema)
         steps = plan(found, target_version)
@@ -65,7 +67,7 @@ async def migrate(connection: Any, shown: str, schema: str, target_version: int 
             try:
                 await connection.execute(step.sql)
             except asyncpg.PostgresError as error:
-                if isinstance(error, LOST):
+                if is_lost(error):
                     raise
                 raise MigrationError(f"{shown}: migration {step} failed and was undone: {error}") from None
             duration = (perf_counter() - started) * 1000

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from hashlib import sha256
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from flujo_core.errors import FlujoStateError, StorageTimeoutError
+import asyncpg
+
+from flujo_core.errors import FlujoStateError, OutcomeUnknownError, StorageTimeoutError
 from flujo_core.migrations import MigrationReport, SchemaStatus
 from flujo_core.store import (
     APPLIED,
@@ -30,11 +33,13 @@ from flujo_core.store import (
 
 from . import queries as sql
 from . import schema
-from .connection import Connections, Target
-from .errors import LOST, NOT_YET, ROLLED_BACK, translated
+from .connection import CANCEL_TIMEOUT, Connections, Target
+from .errors import NOT_YET, ROLLED_BACK, NoAnswer, is_lost, translated
 from .settings import PostgresSettings
 
 Result = TypeVar("Result")
+PATIENCE: Final = 0.05
+"""Seconds that a change waits for a locked run while others may be waiting for it."""
 
 
 class PostgresStore(Store):
@@ -44,6 +49,8 @@ class PostgresStore(Store):
         self._settings = settings
         self._schema = settings.schema_name
         self._connections = Connections(target, settings)
+        self._held: set[str] = set()
+        """Runs whose last outcome was BUSY: their next change comes alone, beside the others, and waits."""
 
     # --- opening and closing -----------------------------------------------------------------------------------
 
@@ -78,8 +85,8 @@ class PostgresStore(Store):
                     return await work(connection)
             except FlujoStateError:
                 raise
-            except Exception as error:
-                passing = isinstance(error, (*LOST, *NOT_YET, *ROLLED_BACK)) and not isinstance(error, TimeoutError)
+            except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes an error of ours
+                passing = is_lost(error) or isinstance(error, (*NOT_YET, *ROLLED_BACK))
                 if not passing or monotonic() >= give_up:
                     raise self._translated(error) from None
             await asyncio.sleep(random.uniform(0.01, 0.1))
@@ -110,11 +117,24 @@ class PostgresStore(Store):
     # --- writing -------------------------------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
-        if len(changes) == 1 and _is_row_only(changes[0]):
-            return [await self._commit_row(changes[0])]
-        return await self._commit_all(changes)
+        """The first time a run is locked by another writer it is BUSY, so that the runs behind it needn't wait."""
+        alone = changes[0].run_id if len(changes) == 1 else None
+        again = alone in self._held
+        wait = self._settings.lock_timeout if again else PATIENCE
+        self._held.discard(alone or "")
+        try:
+            if alone is not None and _is_row_only(changes[0]):
+                outcomes = [await self._commit_row(changes[0], wait)]
+            else:
+                outcomes = await self._commit_all(changes, wait)
+        except asyncpg.LockNotAvailableError as error:
+            if alone is None or again:
+                raise Interrupted(self._translated(error)) from None
+            outcomes = [BUSY]
+        self._held.update(change.run_id for change, outcome in zip(changes, outcomes, strict=True) if outcome == BUSY)
+        return outcomes
 
-    async def _commit_row(self, change: Change) -> Outcome:
+    async def _commit_row(self, change: Change, wait: float) -> Outcome:
         """One statement, which commits by itself."""
         values: list[Any] = [*change.row] if change.row else []
         if change.expected is None:
@@ -126,22 +146,39 @@ class PostgresStore(Store):
             values += [change.metadata] if with_metadata else []
             values += [change.snapshot] if with_snapshot else []
             values.append(change.expected)
+        values.append(_milliseconds(wait))
         text = self._sql(statement)
-        status = await self._writing(lambda connection: _send(connection.execute(text, *values)))
+
+        async def write(connection: Any) -> str:
+            command = self._execute(connection, text, *values)
+            return await self._last(connection, command, lambda: self._is_applied(connection, change)) or "UPDATE 1"
+
+        try:
+            status = await self._writing(write)
+        except Interrupted as signal:
+            # A deadline has passed already; core would begin another one.
+            if isinstance(signal.error, StorageTimeoutError):
+                raise signal.error from None
+            raise
         if status.endswith(" 1"):
             return APPLIED
         return (await self.stored_runs([change.run_id])).get(change.run_id)
 
-    async def _commit_all(self, changes: Sequence[Change]) -> list[Outcome]:
+    async def _commit_all(self, changes: Sequence[Change], wait: float) -> list[Outcome]:
         async def write(connection: Any) -> list[Outcome]:
             transaction = connection.transaction()
             try:
                 await transaction.start()
-                outcomes = await self._apply(connection, changes)
+                outcomes = await self._apply(connection, changes, wait)
             except BaseException:
                 await _roll_back(connection, transaction)
                 raise
-            await _send(transaction.commit())
+            applied = [change for change, outcome in zip(changes, outcomes, strict=True) if outcome == APPLIED]
+            await self._last(
+                connection,
+                transaction.commit(),
+                lambda: self._is_applied(connection, applied[0]) if applied else _nothing_applied(),
+            )
             return outcomes
 
         return await self._writing(write)
@@ -151,19 +188,73 @@ class PostgresStore(Store):
         try:
             async with self._connections.acquire() as connection:
                 return await work(connection)
-        except _NoAnswer as error:
+        except NoAnswer as error:
             raise CommitUnknown(self._translated(error.reason)) from None
         except StorageTimeoutError as error:
             raise Interrupted(error) from None
-        except FlujoStateError:
+        except (FlujoStateError, Interrupted, asyncpg.LockNotAvailableError):
             raise
-        except (*ROLLED_BACK, *NOT_YET, *LOST) as error:
-            raise Interrupted(self._translated(error)) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes an error of ours
+            if is_lost(error) or isinstance(error, (TimeoutError, *ROLLED_BACK, *NOT_YET)):
+                raise Interrupted(self._translated(error)) from None
             raise self._translated(error) from None
 
-    async def _apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]:
-        outcomes = await self._expected(connection, changes)
+    async def _execute(self, connection: Any, statement: str, *values: Any) -> str:
+        """A statement that commits by itself. At command_timeout the server is asked to stop it, and its answer is
+        waited for, which tells whether it did: asyncpg's own timeout doesn't listen any more."""
+        loop, limit = asyncio.get_running_loop(), self._settings.command_timeout
+        stopping: list[asyncio.Task[None]] = []
+
+        def stop() -> None:
+            stopping.append(loop.create_task(connection._cancel(loop.create_future())))
+
+        timer = loop.call_later(limit, stop)
+        try:
+            return str(await connection.execute(statement, *values, timeout=limit + CANCEL_TIMEOUT))
+        except asyncpg.QueryCanceledError:
+            if not stopping:
+                raise
+            raise Interrupted(self._translated(TimeoutError())) from None
+        finally:
+            timer.cancel()
+            await asyncio.gather(*stopping, return_exceptions=True)
+
+    async def _last(
+        self, connection: Any, command: Awaitable[Result], is_applied: Callable[[], Awaitable[bool | None]]
+    ) -> Result | None:
+        """The command that makes a write durable. None if it was stopped at its deadline, but was done before."""
+        try:
+            return await command
+        except TimeoutError as error:
+            try:
+                # The same connection answers as soon as the command has ended, one way or the other.
+                applied = await is_applied()
+            except Exception:  # noqa: BLE001 - then nobody can tell, for whatever reason
+                applied = None
+            if applied is None:
+                raise NoAnswer(error) from None
+            if applied:
+                return None
+            raise
+        except Exception as error:
+            if is_lost(error):
+                raise NoAnswer(error) from None
+            raise
+
+    async def _is_applied(self, connection: Any, change: Change) -> bool | None:
+        """None if it can't be told: somebody wrote the run meanwhile."""
+        try:
+            row = await connection.fetchrow(self._sql(sql.OPERATION_ID), change.run_id, timeout=CANCEL_TIMEOUT)
+        except asyncpg.InFailedSQLTransactionError:
+            return False
+        if connection.is_in_transaction():
+            return False
+        stored = row[0] if row else None
+        ours = change.row.operation_id if change.row else None
+        return True if stored == ours else False if stored == change.expected else None
+
+    async def _apply(self, connection: Any, changes: Sequence[Change], wait: float) -> list[Outcome]:
+        outcomes = await self._expected(connection, changes, wait)
         applied = [change for change in changes if outcomes.get(change.run_id) == APPLIED]
         wiped = [change.run_id for change in applied if change.wipe]
         if wiped:
@@ -178,7 +269,7 @@ class PostgresStore(Store):
             outcomes.update({run_id: stored.get(run_id) for run_id in refused})
         return [outcomes[change.run_id] for change in changes]
 
-    async def _expected(self, connection: Any, changes: Sequence[Change]) -> dict[str, Outcome]:
+    async def _expected(self, connection: Any, changes: Sequence[Change], wait: float) -> dict[str, Outcome]:
         """Locks the rows that are expected, and tells those apart that are as expected.
 
         A batch leaves out rows that others have locked, so that it never waits for one of them; a lone change waits.
@@ -189,8 +280,7 @@ class PostgresStore(Store):
         if not known:
             return outcomes
         if len(changes) == 1:
-            limit = int(self._settings.lock_timeout * 1000)
-            await connection.execute(f"SET LOCAL lock_timeout = {limit}")
+            await connection.execute(f"SET LOCAL lock_timeout = {_milliseconds(wait)}")
             locked = await connection.fetch(self._sql(sql.LOCK_RUNS), list(known))
         else:
             locked = await connection.fetch(self._sql(sql.LOCK_FREE_RUNS), list(known))
@@ -208,7 +298,8 @@ class PostgresStore(Store):
         if not changes:
             return set()
         rows = [(*change.row, change.metadata, _given(change.snapshot)) for change in changes if change.row]
-        done = await connection.fetch(self._sql(sql.INSERT_RUNS), *_columns(rows))
+        limit = _milliseconds(self._settings.lock_timeout)
+        done = await connection.fetch(self._sql(sql.INSERT_RUNS), *_columns(rows), limit)
         return {row[0] for row in done}
 
     async def _update(self, connection: Any, changes: list[Change]) -> None:
@@ -248,8 +339,37 @@ class PostgresStore(Store):
         await put(sql.INSERT_EVALUATIONS, [(c.run_id, *evaluation) for c in changes for evaluation in c.evaluations])
 
     async def put_system_state(self, key: str, document: str) -> None:
-        # Repeating it changes nothing, so it may be treated as a read.
-        await self._rows(sql.PUT_SYSTEM_STATE, key, document)
+        give_up, sent = monotonic() + self._settings.lock_timeout, False
+
+        async def write(connection: Any) -> None:
+            async def is_applied() -> bool:
+                found = await connection.fetchval(self._sql(sql.GET_SYSTEM_STATE), key, timeout=CANCEL_TIMEOUT)
+                return bool(found == document)
+
+            # The document tells the time of the call, so that it is told from an older one.
+            if not (sent and await is_applied()):
+                command = self._execute(connection, self._sql(sql.PUT_SYSTEM_STATE), key, document, limit)
+                await self._last(connection, command, is_applied)
+
+        limit = _milliseconds(self._settings.lock_timeout)
+        while True:
+            try:
+                return await self._writing(write)
+            except CommitUnknown as signal:
+                sent, error = True, signal.error
+            except Interrupted as signal:
+                error = signal.error
+            except asyncpg.LockNotAvailableError as reason:
+                error = self._translated(reason)
+            if monotonic() >= give_up or (isinstance(error, StorageTimeoutError) and not sent):
+                break
+            await asyncio.sleep(random.uniform(0.01, 0.1))
+        if sent:
+            error = OutcomeUnknownError(
+                f"system state {key!r}: the connection was lost while it was being written, and it can't be told "
+                "whether it was; read it before you repeat it"
+            )
+        raise error
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -330,22 +450,13 @@ def _flat(statement: tuple[str, list[Any]]) -> tuple[Any, ...]:
     return (statement[0], *statement[1])
 
 
-class _NoAnswer(Exception):  # noqa: N818 - caught where it is raised
-    """The connection broke while a write was being committed: the server may have committed all the same."""
-
-    def __init__(self, reason: BaseException) -> None:
-        super().__init__()
-        self.reason = reason
+async def _nothing_applied() -> bool:
+    return False
 
 
-async def _send(command: Awaitable[Result]) -> Result:
-    """A command after which the write is done."""
-    try:
-        return await command
-    except (*ROLLED_BACK, *NOT_YET):
-        raise
-    except LOST as error:
-        raise _NoAnswer(error) from None
+def _milliseconds(seconds: float) -> str:
+    # 0 would be no limit, and the server's own limit is that of 32 bits.
+    return str(min(max(int(seconds * 1000), 1), 2**31 - 1))
 
 
 def _is_row_only(change: Change) -> bool:
@@ -375,9 +486,9 @@ def _hash(key: str) -> bytes:
 
 
 async def _roll_back(connection: Any, transaction: Any) -> None:
-    if not connection.is_closed() and connection.is_in_transaction():
-        try:
+    try:
+        if connection.is_in_transaction():
             await transaction.rollback()
-        except Exception:
-            # The connection is useless then; the server undoes the transaction when it goes.
+    except Exception:  # noqa: BLE001 - the connection is useless then; the server undoes the transaction when it goes
+        with contextlib.suppress(asyncpg.InterfaceError):
             connection.terminate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Final
 
 from flujo_core.errors import (
     FlujoStateError,
@@ -14,10 +15,20 @@ from flujo_core.errors import (
     UnsupportedStorageError,
 )
 
+from .settings import SQLiteSettings
+
+# PROTOCOL: many connections began to recover or read the log at the same instant.
+_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+
 
 def is_busy(error: sqlite3.Error) -> bool:
     """Another connection holds a lock; the statement did nothing and may be tried again."""
-    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _code(error) in _BUSY
+
+
+def is_refused(error: sqlite3.Error) -> bool:
+    """The statement itself is wrong here; nothing is the matter with the file, the disk or the time."""
+    return _code(error) not in _MEANINGS
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -25,9 +36,10 @@ def _code(error: sqlite3.Error) -> int:
     return code & 0xFF if code is not None else sqlite3.SQLITE_ERROR
 
 
-_MEANINGS: dict[int, tuple[type[FlujoStateError], str]] = {
+# What stands in braces is a setting.
+_MEANINGS: Final[dict[int, tuple[type[FlujoStateError], str]]] = {
     sqlite3.SQLITE_NOTADB: (UnsupportedStorageError, "is no SQLite database; name another file"),
-    sqlite3.SQLITE_CORRUPT: (StorageError, "is damaged; restore a backup"),
+    sqlite3.SQLITE_CORRUPT: (StorageError, "is damaged; restore a backup of it"),
     sqlite3.SQLITE_CANTOPEN: (StorageUnavailableError, "can't be opened; check that it and its folder are accessible"),
     sqlite3.SQLITE_PERM: (StorageUnavailableError, "can't be opened; check its permissions"),
     sqlite3.SQLITE_AUTH: (StorageUnavailableError, "can't be opened; check its permissions"),
@@ -40,14 +52,19 @@ _MEANINGS: dict[int, tuple[type[FlujoStateError], str]] = {
     sqlite3.SQLITE_TOOBIG: (InvalidStateError, "can't hold a value of this size"),
     sqlite3.SQLITE_INTERRUPT: (
         StorageTimeoutError,
-        "did not answer in time; the command was stopped and undone (command_timeout)",
+        "did not answer within {command_timeout:g} s (command_timeout) and was stopped; nothing was changed, try again",
     ),
-    sqlite3.SQLITE_BUSY: (StorageTimeoutError, "stays locked by another process (lock_timeout)"),
-    sqlite3.SQLITE_LOCKED: (StorageTimeoutError, "stays locked by another process (lock_timeout)"),
+    **dict.fromkeys(
+        _BUSY,
+        (
+            StorageTimeoutError,
+            "stayed locked for {lock_timeout:g} s (lock_timeout); end the other process's transaction, or wait longer",
+        ),
+    ),
 }
 
 
-def translated(error: sqlite3.Error, path: Path) -> FlujoStateError:
+def translated(error: sqlite3.Error, path: Path, settings: SQLiteSettings) -> FlujoStateError:
     """The error of ours that says what happened to the file."""
-    kind, meaning = _MEANINGS.get(_code(error), (StorageError, "refused the command"))
-    return kind(f"{path} {meaning} ({error})")
+    kind, meaning = _MEANINGS.get(_code(error), (StorageError, "refused the command; see what changed its tables"))
+    return kind(f"{path} {meaning.format_map(dict(settings))} ({error})")

@@ -8,6 +8,7 @@ from flujo_core.hookspec import BackendSpec, hookimpl
 @hookimpl
 def flujo_state_backend() -> BackendSpec:
     return BackendSpec(
+        api_version=1,
         name="sqlite",
         schemes=("sqlite",),
         backend="flujo_sqlite.backend:SQLiteBackend",

@@ -24,7 +24,8 @@ INSERT_RUN: Final = (
 def update_run(*, metadata: bool, snapshot: bool) -> str:
     """Sets the columns of a row, and the two documents if they change; then run_id and the expected operation_id."""
     columns = [*RunRow._fields[1:], *(["metadata"] if metadata else []), *(["snapshot"] if snapshot else [])]
-    return f"UPDATE workflow_state SET {', '.join(f'{name} = ?' for name in columns)} WHERE run_id = ? AND operation_id = ?"
+    values = ", ".join(f"{name} = ?" for name in columns)
+    return f"UPDATE workflow_state SET {values} WHERE run_id = ? AND operation_id = ?"
 
 
 UPDATE_RUN: Final = {
@@ -115,7 +116,8 @@ RUN_STATISTICS: Final = (
     "SELECT status, is_background_task, count(*), sum(created_at >= ?), count(execution_time_ms), "
     "total(execution_time_ms) FROM workflow_state WHERE listed GROUP BY status, is_background_task"
 )
-TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table'"
+TABLES: Final = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_'"
+VERSION_COLUMNS: Final = "SELECT name FROM pragma_table_info('flujo_schema_versions')"
 VERSIONS: Final = "SELECT version, name, checksum FROM flujo_schema_versions ORDER BY version"
 RECORD_VERSION: Final = (
     "INSERT INTO flujo_schema_versions (version, name, checksum, duration_ms, code_version) VALUES (?, ?, ?, ?, ?)"
@@ -166,8 +168,11 @@ def _where(query: RunQuery, terms: Sequence[int]) -> tuple[list[str], list[Any]]
                 term,
             )
     if query.statuses is not None:
-        marks = ", ".join("?" * len(query.statuses))
-        condition(f"w.status IN ({marks})" if len(query.statuses) != 1 else "w.status = ?", *query.statuses)
+        if len(query.statuses) == 1 and query.order == "created_at":
+            condition("w.status = ?", *query.statuses)
+        else:
+            # The plus keeps SQLite from the index on status, whose runs it would sort anew for each page.
+            condition(f"+w.status IN ({', '.join('?' * len(query.statuses))})", *query.statuses)
     for name in ("pipeline_id", "pipeline_name", "parent_run_id"):
         if getattr(query, name) is not None:
             condition(f"w.{name} = ?", getattr(query, name))
@@ -182,7 +187,10 @@ def _where(query: RunQuery, terms: Sequence[int]) -> tuple[list[str], list[Any]]
         ("updated_from", "w.updated_at >= ?"),
     ):
         moment = getattr(query, name)
-        if moment is not None:
+        # Of two upper bounds SQLite begins at either; a page begins where the one before it ended.
+        if moment is not None and not (
+            name == f"{query.order[:-3]}_before" and query.after and query.after[0] < moment
+        ):
             condition(text, text_of(moment))
     if query.metadata_filter:
         condition("flujo_contains(w.metadata, ?)", encode_plain(dict(query.metadata_filter)))

@@ -6,20 +6,25 @@ import asyncio
 import os
 import random
 import sqlite3
+import stat
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
+from errno import EACCES
+from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, TypeVar
 
 from flujo_core.codec import decode_plain
 from flujo_core.containment import contains, document_terms
-from flujo_core.errors import StorageUnavailableError, UnsupportedStorageError
+from flujo_core.errors import StorageTimeoutError, StorageUnavailableError, UnsupportedStorageError
 from flujo_core.migrations import MigrationReport, SchemaStatus
 from flujo_core.store import (
     APPLIED,
     Change,
+    Interrupted,
     Keep,
     Outcome,
     RunQuery,
@@ -34,7 +39,7 @@ from flujo_core.timestamps import from_text, text_of
 
 from . import queries as sql
 from . import schema
-from .connection import Connection
+from .connection import Connection, stop_all
 from .errors import is_busy, translated
 from .settings import SQLiteSettings
 
@@ -51,6 +56,7 @@ class SQLiteStore(Store):
         self._path = path
         self._settings = settings
         self._create = False
+        self._closed = False
         self._writer: Connection | None = None
         self._writing = asyncio.Lock()
         self._idle_readers: list[Connection] = []
@@ -65,46 +71,59 @@ class SQLiteStore(Store):
                 f"this Python has SQLite {sqlite3.sqlite_version}; Flujo needs {'.'.join(map(str, OLDEST))} or newer"
             )
         self._create = create
-        if create:
-            await asyncio.to_thread(_make_file, self._path)
-        elif not self._path.exists():
-            return
-        await self._connect_writer()
+        if create or _exists(self._path):
+            await self._connect_writer()
 
-    async def _connect_writer(self) -> Connection:
+    async def _connect_writer(self) -> None:
         writable = self._create or os.access(self._path, os.W_OK)
         self._writer = await self._connect("rw" if writable else "ro", self._set_up_writer)
-        return self._writer
 
     async def _connect(self, mode: str, set_up: Callable[[Raw], None]) -> Connection:
         async def connect() -> Connection:
-            return await Connection.open(self._path, mode=mode, timeout=self._settings.command_timeout, setup=set_up)
+            return await Connection.open(
+                self._path,
+                mode=mode,
+                limit=self._settings.command_timeout,
+                reads=set_up == self._set_up_reader,
+                prepare=partial(_prepare_file, self._path, create=self._create),
+                setup=set_up,
+            )
 
         return await self._patiently(connect)
 
     def _set_up_writer(self, raw: Raw) -> None:
         raw.execute(f"PRAGMA synchronous = {self._settings.synchronous}")
         raw.execute("PRAGMA secure_delete = OFF")
+        # Before anything in the file is changed.
+        schema.refuse_foreign(raw, self._path)
         if self._create:
             # Kept in the file from now on: readers don't block the writer, nor it them.
             raw.execute("PRAGMA journal_mode = WAL").fetchone()
-        raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
     def _set_up_reader(self, raw: Raw) -> None:
         raw.execute("PRAGMA query_only = ON")
         raw.create_function("flujo_contains", 2, _contains, deterministic=True)
 
     async def close(self) -> None:
+        self._closed = True
+        # Reads under way and those that wait end first, in their order; later ones are refused.
+        for _ in range(self._settings.readers):
+            await self._may_read.acquire()
+        for _ in range(self._settings.readers):
+            self._may_read.release()
         async with self._writing:
-            connections = [*self._readers, *([self._writer] if self._writer else [])]
             # The writer goes last: it moves the rest of the log into the file.
-            for connection in connections:
+            for connection in self._connections():
                 await connection.close()
             self._writer, self._readers, self._idle_readers = None, [], []
 
     def abandon(self) -> None:
-        for connection in [*self._readers, *([self._writer] if self._writer else [])]:
-            connection.stop()
+        self._closed = True
+        # Waits a moment, so that the file is whole when a shutdown returns that found only stores like this one.
+        stop_all(self._connections())
+
+    def _connections(self) -> list[Connection]:
+        return [*self._readers, *([self._writer] if self._writer else [])]
 
     # --- doing a piece of work -----------------------------------------------------------------------------------
 
@@ -119,8 +138,16 @@ class SQLiteStore(Store):
                 return await work()
             except sqlite3.Error as error:
                 if not is_busy(error) or monotonic() >= give_up:
-                    raise translated(error, self._path) from None
+                    raise translated(error, self._path, self._settings) from None
             await asyncio.sleep(random.uniform(0.0005, 0.003))
+
+    async def _run(self, connection: Connection, work: Callable[[Raw], Result]) -> Result:
+        def clean(raw: Raw) -> Result:
+            # An interrupt may have hit the statement that was to end the transaction before.
+            _leave_transaction(raw)
+            return work(raw)
+
+        return await self._patiently(lambda: connection.run(clean))
 
     async def _write(self, work: Callable[[Raw], Result]) -> Result:
         """In a transaction of its own: all of it or nothing."""
@@ -131,28 +158,35 @@ class SQLiteStore(Store):
                 result = work(raw)
                 raw.execute("COMMIT")
             except BaseException:
-                if raw.in_transaction:
-                    raw.execute("ROLLBACK")
+                _leave_transaction(raw)
                 raise
             return result
 
         async with self._writing:
-            writer = self._writer
-            if writer is None:
-                raise StorageUnavailableError(f"{self._path} does not exist; run `flujo migrate` or set auto_migrate")
-            return await self._patiently(lambda: writer.run(transaction))
+            if self._writer is None:
+                raise self._gone()
+            return await self._run(self._writer, transaction)
 
     async def _read(self, work: Callable[[Raw], Result]) -> Result:
         async with self._may_read:
-            if self._idle_readers:
-                reader = self._idle_readers.pop()
-            else:
-                reader = await self._connect("ro" if not self._create else "rw", self._set_up_reader)
-                self._readers.append(reader)
+            reader = self._idle_readers.pop() if self._idle_readers else await self._connect_reader()
             try:
-                return await self._patiently(lambda: reader.run(work))
+                return await self._run(reader, work)
             finally:
                 self._idle_readers.append(reader)
+
+    async def _connect_reader(self) -> Connection:
+        if self._writer is None:
+            raise self._gone()
+        reader = await self._connect("rw" if self._create else "ro", self._set_up_reader)
+        self._readers.append(reader)
+        if self._closed:
+            # Abandoned meanwhile: nobody else would.
+            stop_all([reader])
+        return reader
+
+    def _gone(self) -> StorageUnavailableError:
+        return StorageUnavailableError(f"{self._path} was closed while this call waited for it; call again")
 
     async def _documents(self, statement: str, *values: Any) -> list[str]:
         return await self._read(lambda raw: [row[0] for row in raw.execute(statement, values)])
@@ -166,8 +200,7 @@ class SQLiteStore(Store):
     async def schema_status(self) -> SchemaStatus:
         if self._writer is None:
             return schema.missing(self._path)
-        writer = self._writer
-        return await self._patiently(lambda: writer.run(lambda raw: schema.status(raw, self._path)))
+        return await self._run(self._writer, lambda raw: schema.status(raw, self._path))
 
     async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
         if dry_run:
@@ -177,7 +210,11 @@ class SQLiteStore(Store):
     # --- writing -------------------------------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
-        return await self._write(lambda raw: [_apply(raw, change) for change in changes])
+        try:
+            return await self._write(lambda raw: [_apply(raw, change) for change in changes])
+        except StorageTimeoutError as error:
+            # No fault of one of the changes: to try each alone would take as long again for each.
+            raise Interrupted(error) from None
 
     async def put_system_state(self, key: str, document: str) -> None:
         await self._write(lambda raw: raw.execute(sql.PUT_SYSTEM_STATE, (key, document)))
@@ -186,14 +223,10 @@ class SQLiteStore(Store):
 
     async def stored_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
         def read(raw: Raw) -> dict[str, StoredRun]:
-            raw.execute("BEGIN")
-            try:
-                found = {run_id: _stored(raw, run_id) for run_id in run_ids}
-            finally:
-                raw.execute("COMMIT")
+            found = {run_id: _stored(raw, run_id) for run_id in run_ids}
             return {run_id: stored for run_id, stored in found.items() if stored}
 
-        return await self._read(read)
+        return await self._read(partial(_in_one_view, read))
 
     async def load(self, run_id: str) -> Snapshot | None:
         rows = await self._read(lambda raw: raw.execute(sql.LOAD, (run_id,)).fetchall())
@@ -218,14 +251,10 @@ class SQLiteStore(Store):
 
     async def run_details(self, run_id: str) -> tuple[str, dict[str, str]] | None:
         def read(raw: Raw) -> tuple[str, dict[str, str]] | None:
-            raw.execute("BEGIN")
-            try:
-                row = raw.execute(sql.RUN_DETAILS, (run_id,)).fetchone()
-                return (row[0], dict(raw.execute(sql.DETAILS, (run_id,)))) if row else None
-            finally:
-                raw.execute("COMMIT")
+            row = raw.execute(sql.RUN_DETAILS, (run_id,)).fetchone()
+            return (row[0], dict(raw.execute(sql.DETAILS, (run_id,)))) if row else None
 
-        return await self._read(read)
+        return await self._read(partial(_in_one_view, read))
 
     async def step_cost(self, run_id: str, record_id: str) -> float | None:
         rows = await self._read(lambda raw: raw.execute(sql.STEP_COST, (run_id, record_id)).fetchall())
@@ -265,14 +294,63 @@ class SQLiteStore(Store):
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-def _make_file(path: Path) -> None:
+# To close any descriptor of a file gives up all locks that the process has on it: the last other process to close would
+# remove the log under us. So a file is opened only to make it, and no connection to it opens meanwhile.
+_making = threading.Lock()
+
+
+def _prepare_file(path: Path, *, create: bool) -> None:
     """An empty file that only its owner may read; SQLite gives its -wal and -shm the same permissions."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600))
+        with _making:
+            if create and not _exists(path):
+                _make_file(path)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnsupportedStorageError(f"{path} is not a file; name a file")
+        if create and not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(EACCES, os.strerror(EACCES))
     except OSError as error:
-        reason = error.strerror or error
-        raise StorageUnavailableError(f"{path} can't be opened for writing: {reason}; check the path") from None
+        raise _unopened(path, error) from None
+
+
+def _make_file(path: Path) -> None:
+    # O_EXCL doesn't follow a link to a file that is not there yet.
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unopened(path, error) from None
+    return True
+
+
+def _unopened(path: Path, error: OSError) -> StorageUnavailableError:
+    reason = error.strerror or error
+    return StorageUnavailableError(f"{path} can't be opened: {reason}; check the path and its permissions")
+
+
+# --- transactions, in a connection's thread -------------------------------------------------------------------------
+
+
+def _in_one_view(work: Callable[[Raw], Result], raw: Raw) -> Result:
+    """All statements of ``work`` see one state of the file."""
+    raw.execute("BEGIN")
+    try:
+        return work(raw)
+    finally:
+        _leave_transaction(raw)
+
+
+def _leave_transaction(raw: Raw) -> None:
+    if raw.in_transaction:
+        raw.execute("ROLLBACK")
 
 
 # --- one change, in the writer's thread ---------------------------------------------------------------------------

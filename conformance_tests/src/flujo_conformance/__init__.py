@@ -1,0 +1,48 @@
+"""How does the author of a state backend test it? `StateBackendSuite` holds it against every rule of the contract.
+
+    class TestMine(StateBackendSuite):
+        harness = UriHarness("mine://{namespace}")
+
+Where a harness needs fixtures, override the fixture ``state_harness`` instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .harness import Harness as Harness
+    from .harness import UriHarness as UriHarness
+    from .suite import StateBackendSuite as StateBackendSuite
+
+__all__ = ["Harness", "StateBackendSuite", "UriHarness"]
+
+
+def __getattr__(name: str) -> Any:
+    """The exports on first use: a temporary server or the oracle needs no pytest."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    if name == "StateBackendSuite":
+        import pytest
+
+        # Failed assertions in these modules are explained as in a test file.
+        pytest.register_assert_rewrite(f"{__name__}.suite", *(f"{__name__}.{part}" for part in _PARTS))
+        return import_module(".suite", __name__).StateBackendSuite
+    return getattr(import_module(".harness", __name__), name)
+
+
+_PARTS = (
+    "suite_support",
+    "suite_life",
+    "suite_values",
+    "suite_arguments",
+    "suite_outcomes",
+    "suite_snapshots",
+    "suite_runs",
+    "suite_lists",
+    "suite_metadata",
+    "suite_traces",
+    "suite_administration",
+)

@@ -1,0 +1,52 @@
+"""Which rule is proved by which tests? ``python -m flujo_conformance.rules [folder …]`` prints the table.
+
+A test names the rules it proves first: ``test_s3_…``, or ``test_s1_s2_…`` for two.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from flujo_core.contract import RULES
+
+KIT = Path(__file__).parent
+_TEST = re.compile(r"^\s*(?:async )?def (test_((?:[a-z][0-9]+_)+)\w*)\(", re.MULTILINE)
+
+
+def named_tests(folders: Iterable[Path]) -> dict[str, list[str]]:
+    """The names of the tests in all Python files within the folders, under each rule that they name."""
+    found: dict[str, list[str]] = {}
+    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
+        for name, ids in _TEST.findall(path.read_text(encoding="utf-8")):
+            for rule in ids.upper().rstrip("_").split("_"):
+                found.setdefault(rule, []).append(name)
+    return found
+
+
+def differences(found: Mapping[str, list[str]]) -> list[str]:
+    """Rules without a test and tests of unknown rules, in words."""
+    untested = [f"{rule} has no test" for rule in RULES if rule not in found]
+    unknown = [f"{', '.join(names)}: there is no rule {rule}" for rule, names in found.items() if rule not in RULES]
+    return untested + unknown
+
+
+def table(found: Mapping[str, list[str]]) -> str:
+    """Rule, sentence, number of tests and their names, in Markdown."""
+    lines = ["| Rule | What it says | Tests | Names |", "|---|---|---|---|"]
+    for rule, sentence in RULES.items():
+        names = found.get(rule, [])
+        lines.append(f"| {rule} | {sentence} | {len(names)} | {', '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(lines)
+
+
+def main(folders: Iterable[str]) -> int:
+    found = named_tests([KIT, *map(Path, folders)])
+    sys.stdout.write(table(found) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

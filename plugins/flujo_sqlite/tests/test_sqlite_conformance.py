@@ -1,0 +1,15 @@
+"""Does the SQLite backend keep the contract?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flujo_conformance import Harness, StateBackendSuite, UriHarness
+
+
+class TestSQLite(StateBackendSuite):
+    @pytest.fixture
+    def state_harness(self, tmp_path: Path) -> Harness:
+        return UriHarness(f"sqlite:///{tmp_path}/{{namespace}}.db")
