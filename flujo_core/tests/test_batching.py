@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+
 from flujo_core.backend import StateBackend
 from flujo_core.errors import (
     OutcomeUnknownError,
@@ -81,6 +82,24 @@ async def outcome(call: Any) -> Any:
         return type(error).__name__
 
 
+def draw_call(backend: StateBackend, random: Random) -> Any:
+    run_id = random.choice("ab")
+    match random.randrange(6):
+        case 0:
+            return backend.save_state(run_id, {**STATE, "step_history": list(range(random.randint(0, 3)))})
+        case 1:
+            return backend.save_state(run_id, STATE, expected_revision=random.randint(0, 2))
+        case 2:
+            step = {"run_id": run_id, "step_name": "s", "step_index": 0, "cost_usd": 0.1}
+            return backend.save_step_result(step)
+        case 3:
+            return backend.save_run_end(run_id, {"status": "failed"})
+        case 4:
+            return backend.delete_state(run_id)
+        case _:
+            return backend.delete_run(run_id)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_g9_every_operation_takes_effect_once_and_in_order(seed: int) -> None:
     """Against the same calls on a store without faults."""
@@ -89,26 +108,8 @@ def test_g9_every_operation_takes_effect_once_and_in_order(seed: int) -> None:
     async def session(backend: StateBackend, random: Random) -> list[Any]:
         answers: list[Any] = []
         for _ in range(6):
-            calls: list[Any] = []
-            for _ in range(random.randint(1, 6)):
-                run_id = random.choice("ab")
-                calls.append(
-                    random.choice(
-                        [
-                            lambda r=run_id, n=random.randint(0, 3): backend.save_state(
-                                r, {**STATE, "step_history": list(range(n))}
-                            ),
-                            lambda r=run_id, n=random.randint(0, 2): backend.save_state(r, STATE, expected_revision=n),
-                            lambda r=run_id: backend.save_step_result(
-                                {"run_id": r, "step_name": "s", "step_index": 0, "cost_usd": 0.1}
-                            ),
-                            lambda r=run_id: backend.save_run_end(r, {"status": "failed"}),
-                            lambda r=run_id: backend.delete_state(r),
-                            lambda r=run_id: backend.delete_run(r),
-                        ]
-                    )
-                )
-            answers.append(await asyncio.gather(*(outcome(call()) for call in calls)))
+            calls = [draw_call(backend, random) for _ in range(random.randint(1, 6))]
+            answers.append(await asyncio.gather(*(outcome(call) for call in calls)))
         for run_id in "ab":
             loaded = await backend.load_state(run_id)
             steps = await backend.list_run_steps(run_id)

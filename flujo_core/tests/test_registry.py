@@ -373,7 +373,13 @@ def test_d4_backend_class_is_loaded_from_its_import_string(plugins: PluginFolder
 
 def test_d4_the_hook_may_be_an_object_of_the_module(plugins: PluginFolder) -> None:
     backend = plugins.plugin("flujo-x", "x")
-    spec = {"api_version": 1, "name": "y", "schemes": ("y",), "backend": f"{backend}:Backend", "settings": f"{backend}:Settings"}
+    spec = {
+        "api_version": 1,
+        "name": "y",
+        "schemes": ("y",),
+        "backend": f"{backend}:Backend",
+        "settings": f"{backend}:Settings",
+    }
     module = plugins.module(PLUGIN.format(spec=spec) + "\nimport sys\nitself = sys.modules[__name__]\n")
     plugins.distribution("flujo-y", {"y": f"{module}:itself"})
     assert find_plugin("y").name == "y"

@@ -48,15 +48,28 @@ def test_g1_calls_that_come_together_open_once() -> None:
     asyncio.run(main())
 
 
-def test_g1_shutdown_ends_an_opening_and_tells_those_who_wait_for_it() -> None:
+def test_g12_shutdown_ends_an_opening_that_takes_too_long_and_tells_those_who_wait_for_it() -> None:
     async def main() -> None:
         backend, log = slow(opening=60)
         waiting = asyncio.create_task(backend.count_runs())
         await asyncio.sleep(0.01)
-        await backend.shutdown()
+        with pytest.raises(StorageTimeoutError, match="close_timeout"):
+            await backend.shutdown()
         with pytest.raises(StorageUnavailableError, match="call again"):
             await waiting
-        assert log == ["open", "closed"]
+        assert log == ["open", "abandoned", "closed"]
+
+    asyncio.run(main())
+
+
+def test_g1_shutdown_lets_calls_end_that_wait_for_the_opening() -> None:
+    async def main() -> None:
+        backend, log = slow(opening=0.02)
+        waiting = asyncio.create_task(backend.set_system_state("key", 1))
+        await asyncio.sleep(0.01)
+        await backend.shutdown()
+        await waiting
+        assert log == ["open", "opened", "closed"]
 
     asyncio.run(main())
 

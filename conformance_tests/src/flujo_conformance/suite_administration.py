@@ -167,18 +167,25 @@ class AdministrationPart:
 
     @on_fresh_data
     async def test_a3_a_run_that_is_updated_meanwhile_stays(self, here: Handles) -> None:
-        for number in range(40):
-            await _save(here.one, f"r{number:02}", HOUR * 24 * 40)
-        touched = [f"r{number:02}" for number in range(0, 40, 4)]
-        removed, *_ = await asyncio.gather(
-            here.two.cleanup_old_workflows(),
-            *(here.one.save_state(run_id, plain_state(mine="new")) for run_id in touched),
-        )
-        # Whichever came first: what was saved is there, and nothing is left of what went.
-        assert sorted(await ids(here.one)) == touched
-        assert 30 <= removed <= 40
-        for run_id in touched:
-            assert (await loaded(here.two, run_id))["mine"] == "new"
+        names = [f"r{number:02}" for number in range(20)]
+
+        async def save(backend: StateBackend, run_id: str, pauses: int) -> None:
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            await backend.save_state(run_id, plain_state(mine="new"))
+
+        for pauses in (0, 1, 2, 3, 4, 6, 9):
+            for run_id in names:
+                await here.two.delete_run(run_id)
+            await asyncio.gather(*(_save(here.two, run_id, HOUR * 24 * 40) for run_id in names))
+            saves = [save((here.one, here.two)[place % 2], run_id, pauses) for place, run_id in enumerate(names[::2])]
+            cleanup = asyncio.ensure_future(here.two.cleanup_old_workflows())
+            await asyncio.gather(cleanup, *saves)
+            # Whichever came first: what was saved is there, and nothing is left of what went.
+            assert sorted(await ids(here.one)) == names[::2]
+            assert 10 <= cleanup.result() <= 20
+            for run_id in names[::2]:
+                assert (await loaded(here.one, run_id))["mine"] == "new"
 
     @on_fresh_data
     async def test_a4_system_state_keeps_any_value(self, here: Handles) -> None:

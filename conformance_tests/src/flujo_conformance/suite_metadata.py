@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from math import inf, nan
 from typing import Any
 
@@ -127,6 +128,13 @@ class MetadataPart:
         await here.one.delete_run("r")
         await here.one.save_state("r", plain_state())
         assert await found(4) == []
+        here.clock.now += timedelta(hours=1)
+        await here.one.delete_run("r")
+        for _ in range(2):
+            await here.one.save_state("r", plain_state(metadata={"a": 5}))
+            assert (await found(5), await here.two.count_runs(metadata_filter={"a": 5})) == (["r"], 1)
+            await here.one.delete_run("r")
+            here.clock.now += timedelta(hours=1)
 
     @on_fresh_data
     async def test_m1_filters_join_all_other_conditions(self, here: Handles) -> None:

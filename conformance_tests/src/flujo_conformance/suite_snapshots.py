@@ -273,7 +273,6 @@ class SnapshotsPart:
     async def test_s7_a_run_of_snapshots_only_is_gone_with_its_snapshot(self, here: Handles) -> None:
         await here.one.delete_state("unknown")
         await here.one.save_state("r", plain_state(metadata={"a": 1}, step_history=[1, 2]))
-        await here.one.save_state("r", plain_state(metadata={"a": 1}))
         await here.two.delete_state("r")
         assert await here.one.load_state("r") is None
         assert await here.one.get_run_details("r") is None
@@ -347,6 +346,9 @@ class SnapshotsPart:
         assert details["metadata"] == {}
         assert details["total_cost"] is None
         assert await here.two.list_run_steps("r") == await here.two.get_spans("r") == []
+        assert await here.two.get_trace("r") is None
+        await here.one.save_state("r", plain_state())
+        assert (await loaded(here.two))["step_history"] == []
 
     @on_fresh_data
     async def test_s8_history_loads_exactly_however_it_changed(self, here: Handles) -> None:

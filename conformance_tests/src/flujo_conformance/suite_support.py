@@ -101,7 +101,12 @@ def same(wanted: Any, got: Any, **how: Any) -> None:
 
 
 async def collect(rows: Any) -> list[Any]:
-    return [row async for row in rows]
+    """All that an iteration yields; one without an end fails."""
+    found = []
+    async for row in rows:
+        found.append(row)
+        assert len(found) <= 1000, "the iteration doesn't end"
+    return found
 
 
 async def ids(backend: StateBackend, **filters: Any) -> list[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from .codec import decode_document, normalize
 from .errors import InvalidStateError, StateConflictError
 from .lifecycle import Lifecycle
 from .model import Evaluation, RunInfo, State, SystemState, WorkflowStats
 from .queries import run_query
-from .runs import Draft, Run
+from .runs import Draft
 from .store import EvaluationRecord, RunQuery
 from .timestamps import ago, instant, text_of
 from .validation import (
@@ -130,44 +131,38 @@ class Administration(Lifecycle):
         marked = 0
         async for runs in self._batches(query):
             for run in runs:
-                marked += await self._mark_stale(run, cutoff, reason, now)
+                marked += await self._mark_stale(run.run_id, cutoff, reason, now)
         return marked
 
-    async def _mark_stale(self, run: Run, cutoff: datetime, reason: str, now: datetime) -> bool:
+    async def _mark_stale(self, run_id: str, cutoff: datetime, reason: str, now: datetime) -> bool:
+        """Whether it was still stale when it was to be marked."""
         failed = {"status": "failed", "background_error": reason, "updated_at": now}
-        data = RunData(run.run_id, failed, "end_data")
-
-        def end_if_stale(draft: Draft) -> bool:
-            found = draft.run
-            if found is None or found.revision or found.status != "running" or found.updated_at >= cutoff:
-                return False
-            draft.record_end(data, {}, now)
-            return True
-
         while True:
-            state = await self.load_state(run.run_id)
-            if state is None:
-                if await self._write(run.run_id, end_if_stale):
-                    return True
-            else:
-                try:
-                    await self.save_state(run.run_id, {**state, **failed}, expected_revision=state["revision"])
-                    return True
-                except StateConflictError:
-                    pass
-            # It was written meanwhile: is it still stale?
-            found = await (await self._store()).run_details(run.run_id)
-            if found is None:
-                return False
-            current = Run.from_document(found[0])
-            if current.status != "running" or current.updated_at >= cutoff:
-                return False
+            mark, size = self._marking(run_id, await self.load_state(run_id), failed, now)
+            try:
+                return await self._write(run_id, partial(_if_stale, cutoff, mark), size=size)  # type: ignore[no-any-return]
+            except StateConflictError:
+                continue  # It was saved meanwhile: look again.
 
-    async def load_state(self, run_id: str) -> State | None:
-        raise AssertionError("StateBackend has it")
+    def _marking(
+        self, run_id: str, state: State | None, failed: dict[str, Any], now: datetime
+    ) -> tuple[Callable[[Draft], object], int]:
+        if state is not None:
+            return self._save(run_id, {**state, **failed}, state["revision"])
+        data = RunData(run_id, failed, "end_data")
 
-    async def save_state(self, run_id: str, state: State, *, expected_revision: int | None = None) -> int:
-        raise AssertionError("StateBackend has it")
+        def end(draft: Draft) -> None:
+            if draft.revision:
+                raise StateConflictError(run_id, expected=0, actual=draft.revision)
+            draft.record_end(data, {}, now)
+
+        return end, 0
+
+    if TYPE_CHECKING:  # StateBackend has them
+
+        async def load_state(self, run_id: str) -> State | None: ...
+
+        def _save(self, run_id: str, state: State, expected: int | None) -> tuple[Callable[[Draft], int], int]: ...
 
     # --- evaluations and system state ----------------------------------------------------------------------------
 
@@ -225,3 +220,11 @@ class Administration(Lifecycle):
             return None
         kept = decode_document(document)
         return SystemState(key=key, value=kept["value"], updated_at=instant(kept["updated_at"], "updated_at"))
+
+
+def _if_stale(cutoff: datetime, mark: Callable[[Draft], object], draft: Draft) -> bool:
+    run = draft.run
+    if run is None or run.status != "running" or run.updated_at >= cutoff:
+        return False
+    mark(draft)
+    return True

@@ -6,8 +6,9 @@ The ids in the docstrings are those of the contract's rules. Methods are corouti
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Unpack
 
 from .administration import Administration
@@ -15,7 +16,7 @@ from .codec import byte_length, check_size, decode, decode_document, encode, nor
 from .errors import InvalidStateError
 from .model import RunInfo, Span, SpanStatistics, State, Step
 from .queries import Filters, run_query
-from .runs import Entry, Run
+from .runs import Draft, Entry, Run
 from .store import SpanRecord, SpanStatistic, StepRecord
 from .timestamps import instant, text_of
 from .traces import spans_of, tree_of
@@ -55,8 +56,12 @@ class StateBackend(Administration):
         Raises `InvalidStateError` for a state that breaks a rule (G4, S4, S5), and `StateConflictError` if the stored
         revision is not ``expected_revision`` (0: no snapshot), with nothing written (S6).
         """
+        apply, size = self._save(run_id, state, optional_natural(expected_revision, "expected_revision"))
+        return await self._write(run_id, apply, size=size)  # type: ignore[no-any-return]
+
+    def _save(self, run_id: str, state: State, expected: int | None) -> tuple[Callable[[Draft], int], int]:
+        """The operation that saves a checked state, and its size."""
         run_id = identifier(run_id, "run_id")
-        expected = optional_natural(expected_revision, "expected_revision")
         data = StateData(run_id, state)
         now = self.clock()
         plain = data.plain
@@ -71,18 +76,16 @@ class StateBackend(Administration):
         size = byte_length(text) + sum(byte_length(entry.text) + 1 for entry in entries)
         check_size(size, self._settings.max_document_bytes)
         snapshot = seal(text)
-        return await self._write(  # type: ignore[no-any-return]
-            run_id,
-            lambda draft: draft.save(
-                data=data,
-                created_at=data.created_at or now,
-                updated_at=updated_at,
-                snapshot=snapshot,
-                entries=entries,
-                expected_revision=expected,
-            ),
-            size=size,
+        apply = partial(
+            Draft.save,
+            data=data,
+            created_at=data.created_at or now,
+            updated_at=updated_at,
+            snapshot=snapshot,
+            entries=entries,
+            expected_revision=expected,
         )
+        return apply, size
 
     async def load_state(self, run_id: str) -> State | None:
         """The snapshot as saved, absent known keys with their defaults, plus ``revision``; None if there is none (S2).

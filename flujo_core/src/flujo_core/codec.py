@@ -92,6 +92,7 @@ class _Walk:
         if depth > self.max_depth:
             raise _too_deep(value, path, self.max_depth)
         result: dict[str, Any] = {}
+        # Containers are entered from here and not through `value`: one frame for each level of the document.
         leaves = self.leaves
         for key, item in value.items():
             name = key if type(key) is type_str else key_text(key, path)
@@ -99,16 +100,33 @@ class _Walk:
                 raise _refused((path, name), "a key with NUL or a lone surrogate, which metadata can't hold")
             if name in result:
                 raise _refused((path, name), "two keys that both become this key")
-            result[name] = item if type(item) in leaves else self.value(item, (path, name), depth)
+            kind = type(item)
+            if kind in leaves:
+                result[name] = item
+            elif kind is dict:
+                result[name] = self.mapping(item, (path, name), depth + 1)
+            elif kind is list:
+                result[name] = self.sequence(item, (path, name), depth + 1)
+            else:
+                result[name] = self.value(item, (path, name), depth)
         return result
 
     def sequence(self, value: Any, path: _Path, depth: int) -> list[Any]:
         if depth > self.max_depth:
             raise _too_deep(value, path, self.max_depth)
+        result: list[Any] = []
         leaves = self.leaves
-        return [
-            item if type(item) in leaves else self.value(item, (path, index), depth) for index, item in enumerate(value)
-        ]
+        for index, item in enumerate(value):
+            kind = type(item)
+            if kind in leaves:
+                result.append(item)
+            elif kind is dict:
+                result.append(self.mapping(item, (path, index), depth + 1))
+            elif kind is list:
+                result.append(self.sequence(item, (path, index), depth + 1))
+            else:
+                result.append(self.value(item, (path, index), depth))
+        return result
 
     def other(self, value: Any, path: _Path, depth: int) -> Any:
         """The kinds that JSON has no word for, in the order in which they are decided."""
@@ -309,11 +327,12 @@ def _wrap(value: Any) -> Any:
     if kind is type_float and not isfinite(value):
         return {_MARK: "nan" if isnan(value) else "inf" if value > 0 else "-inf"}
     if kind is list:
-        return [_wrap(item) for item in value]
+        return list(map(_wrap, value))
     if kind is dict:
         if _MARK not in value and all(map(_text_is_safe, value)):
-            return {key: _wrap(item) for key, item in value.items()}
-        return {_MARK: ["object", [[_escape(key), _wrap(item)] for key, item in value.items()]]}
+            return dict(zip(value, map(_wrap, value.values()), strict=True))
+        pairs = zip(map(_escape, value), map(_wrap, value.values()), strict=True)
+        return {_MARK: ["object", list(map(list, pairs))]}
     return value
 
 
@@ -333,11 +352,11 @@ def _unescape(text: str) -> str:
 def _unwrap(value: Any) -> Any:
     kind = type(value)
     if kind is list:
-        return [_unwrap(item) for item in value]
+        return list(map(_unwrap, value))
     if kind is dict:
         mark = value.get(_MARK)
         if mark is None:
-            return {key: _unwrap(item) for key, item in value.items()}
+            return dict(zip(value, map(_unwrap, value.values()), strict=True))
         if type(mark) is str:
             return float(mark)
         what, content = mark

@@ -71,7 +71,7 @@ class Lifecycle:
 
     async def schema_status(self) -> SchemaStatus:
         """Which migrations are applied and which are pending. Writes nothing."""
-        return await self._aside(Store.schema_status, create=False)
+        return await self._aside(lambda store: store.schema_status(), create=False)
 
     async def migrate(self, target_version: int | None = None, dry_run: bool = False) -> MigrationReport:
         """Apply pending migrations, up to ``target_version`` if given; with ``dry_run`` only tell which.

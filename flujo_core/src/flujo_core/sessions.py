@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Session:
     """A store that one event loop uses, and its writes."""
 
-    __slots__ = ("batcher", "loop", "opening", "pid", "store")
+    __slots__ = ("batcher", "loop", "opening", "pid", "store", "waiting")
 
     def __init__(self, store: Store, settings: BackendSettings) -> None:
         self.store = store
@@ -28,6 +28,8 @@ class Session:
         self.pid = os.getpid()
         self.loop = asyncio.get_running_loop()
         self.opening: asyncio.Task[None] | None = None
+        self.waiting = 0
+        """How many calls wait for the opening."""
 
 
 class Sessions:
@@ -51,10 +53,11 @@ class Sessions:
             with self._lock:
                 self._sessions[key] = session
         if session.opening is not None:
-            await self._opened(session.opening)
+            await self._opened(session, session.opening)
         return session
 
-    async def _opened(self, opening: asyncio.Task[None]) -> None:
+    async def _opened(self, session: Session, opening: asyncio.Task[None]) -> None:
+        session.waiting += 1
         try:
             await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -62,6 +65,8 @@ class Sessions:
             if opening.cancelled() and task is not None and not task.cancelling():
                 raise StorageUnavailableError("the backend was shut down while it opened; call again") from None
             raise
+        finally:
+            session.waiting -= 1
 
     async def _open(self, key: tuple[int, int], session: Session) -> None:
         store, migrate = session.store, self._settings.auto_migrate
@@ -107,13 +112,15 @@ class Sessions:
         try:
             async with asyncio.timeout(limit):
                 if session.opening is not None:
-                    # It closes what it has opened so far.
-                    session.opening.cancel()
                     await asyncio.wait([session.opening])
-                    return
+                # Calls that wait for the opening are under way too.
+                while session.waiting:  # noqa: ASYNC110 - it takes a turn of the loop or two
+                    await asyncio.sleep(0)
                 await session.batcher.drain()
                 await session.store.close()
         except TimeoutError:
+            if session.opening is not None:
+                session.opening.cancel()
             session.store.abandon()
             raise StorageTimeoutError(
                 f"shutdown did not end within {limit:g} s (close_timeout); what was under way was cut off"

@@ -195,8 +195,8 @@ def plain_mapping(
     raw = fields_of(data)
     if raw is None:
         raise InvalidStateError(f"{what} is a {type(data).__name__}, not a dict", path="$")
+    plain = normalize({key: value for key, value in raw.items() if key not in ignored})
     given = {key if type(key) is str else key_text(key): value for key, value in raw.items()}
-    plain = normalize({key: value for key, value in given.items() if key not in ignored})
     for name in ids:
         if given.get(name) is not None:
             identifier(given[name], name)
@@ -340,7 +340,8 @@ def checked_step(data: Any, now: datetime) -> dict[str, Any]:
     for name in ("run_id", "step_name", "step_index"):
         if plain.get(name) is None:
             raise InvalidStateError(f"{name} is required and missing or None", path=f"$.{name}")
-    counter(given["step_index"], "step_index")
+    if counter(given["step_index"], "step_index") < 0:
+        raise _invalid("step_index", given["step_index"], "a whole number from 0 upwards")
     plain["status"] = any_status(given["status"]) if "status" in plain else "completed"
     plain = {**dict.fromkeys(STEP_KEYS), **plain}
     for name, check in (("cost_usd", number), ("token_counts", counter), ("execution_time_ms", number)):

@@ -1,4 +1,7 @@
-"""Where do the tests of the PostgreSQL backend run? In a database for each module and a schema for each test."""
+"""Where do the tests of the PostgreSQL backend run? In a database for each module and a schema for each test.
+
+A pytest plugin of the test modules that name it. PYTEST_DONT_REWRITE: they import it as well, and sooner.
+"""
 
 from __future__ import annotations
 

@@ -32,6 +32,8 @@ from flujo_core.errors import (
 )
 from flujo_postgres import PostgresBackend
 
+pytest_plugins = ["postgres_support"]
+
 AWKWARD = "a:b/c@d?e#f%g h&i+k'l\"m\\nü"
 
 
@@ -277,8 +279,9 @@ async def test_d3_schemas_see_nothing_of_each_other(place: Place) -> None:
         assert await one.load_state("run") is not None
 
 
+@pytest.mark.parametrize("lock_timeout", ["0", "1"])
 @in_loop
-async def test_d3_settings_of_the_role_change_nothing(place: Place, address: Address) -> None:
+async def test_d3_settings_of_the_role_change_nothing(place: Place, address: Address, lock_timeout: str) -> None:
     role = f"r_{secrets.token_hex(4)}"
     await place.fetch(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
     await place.fetch(f"GRANT CREATE ON DATABASE {address.database} TO {role}")
@@ -292,7 +295,7 @@ async def test_d3_settings_of_the_role_change_nothing(place: Place, address: Add
         "extra_float_digits": "-15",
         "default_transaction_isolation": "'serializable'",
         "default_transaction_deferrable": "on",
-        "lock_timeout": "1",
+        "lock_timeout": lock_timeout,
         "client_min_messages": "debug1",
     }.items():
         await place.fetch(f"ALTER ROLE {role} SET {name} = {value}")

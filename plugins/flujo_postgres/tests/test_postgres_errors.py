@@ -31,6 +31,8 @@ from flujo_core.errors import (
 from flujo_postgres import PostgresBackend, PostgresSettings
 from flujo_postgres.errors import is_lost, translated
 
+pytest_plugins = ["postgres_support"]
+
 SECRET = "Kx7-secret-w0rd"
 
 

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from postgres_support import Place, in_loop, state
 
@@ -25,7 +26,11 @@ from flujo_core.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
-from flujo_postgres import PostgresBackend
+from flujo_core.uri import parse_uri
+from flujo_postgres import PostgresBackend, PostgresSettings
+from flujo_postgres.connection import Connections, Target
+
+pytest_plugins = ["postgres_support"]
 
 END_ALL = (
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
@@ -275,6 +280,29 @@ async def test_g9_connections_ended_under_load_lose_and_double_nothing(place: Pl
         assert ended >= 3
         for run_id in runs:
             assert await revision(place, run_id) == 30
+
+
+@pytest.mark.parametrize("error", [asyncpg.InternalClientError("cannot switch to state 12"), ConnectionResetError()])
+@in_loop
+async def test_g9_a_connection_that_broke_in_a_command_is_not_used_again(place: Place, error: Exception) -> None:
+    """It may look open to asyncpg, and would come first out of the pool for ever."""
+    settings = PostgresSettings(pool_max_size=1)
+    connections = Connections(Target.of(parse_uri(place.uri), settings), settings)
+    await connections.open()
+    async with connections.acquire() as connection:
+        before = connection.get_server_pid()
+    with pytest.raises(type(error)):
+        async with connections.acquire():
+            raise error
+    async with connections.acquire() as connection:
+        after = connection.get_server_pid()
+        assert after != before
+    with pytest.raises(ValueError, match="ours"):
+        async with connections.acquire():
+            raise ValueError("ours")
+    async with connections.acquire() as connection:
+        assert connection.get_server_pid() == after
+    await connections.close()
 
 
 def test_g9_a_backend_recovers_from_a_restart_of_the_server(own_server: PostgresServer) -> None:

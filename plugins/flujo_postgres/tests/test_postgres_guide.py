@@ -16,6 +16,8 @@ from flujo_core.config import resolve_configuration
 from flujo_postgres import PostgresBackend
 from flujo_sqlite import SQLiteBackend
 
+pytest_plugins = ["postgres_support"]
+
 STATE = {
     "run_id": "run_123",
     "pipeline_id": "data_processing",

@@ -18,6 +18,8 @@ from flujo_core.codec import encode_plain
 from flujo_core.store import RunQuery
 from flujo_postgres import queries as sql
 
+pytest_plugins = ["postgres_support"]
+
 # --- M1: containment ----------------------------------------------------------------------------------------------
 
 SCALARS: list[Any] = [
@@ -196,6 +198,9 @@ async def test_m4_lists_use_an_index_on_the_tenth_call_as_on_the_first(filled: P
             selects.append(sql.select_newest(query))
         for number, (text, values) in enumerate(selects):
             await connection.execute(sql.CUSTOM_PLANS if query.metadata_filter else "BEGIN")
+            if query.metadata_filter and number == 0:
+                # A walk through the newest runs is ruled out also where it looks cheap, as it does among many rows.
+                await connection.execute("SET LOCAL enable_sort = off")
             statement = await connection.prepare("EXPLAIN (FORMAT JSON) " + sql.in_schema(text, filled.schema))
             for _ in range(10):
                 [[plan]] = await statement.fetch(*values)

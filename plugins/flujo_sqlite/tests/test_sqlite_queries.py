@@ -360,9 +360,10 @@ def test_m4_the_rarest_term_leads_and_costs_no_look_at_the_others(file: Raw) -> 
     ):
         terms = sql.terms_of(RunQuery(metadata_filter=wanted))
         assert len(terms) >= 2
-        counts = [file.execute(sql.COUNT_TERM, (term, -1)).fetchone()[0] for term in _rarest_first(file, terms)]
-        assert counts == sorted(counts)
-        assert counts[0] == runs
+        for order in (terms, terms[::-1]):
+            counts = [file.execute(sql.COUNT_TERM, (term, -1)).fetchone()[0] for term in _rarest_first(file, order)]
+            assert counts == sorted(counts)
+            assert counts[0] == runs
 
 
 def test_m4_terms_follow_the_metadata(tmp_path: Path) -> None:

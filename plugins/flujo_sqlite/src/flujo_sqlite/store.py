@@ -56,7 +56,7 @@ class SQLiteStore(Store):
         self._path = path
         self._settings = settings
         self._create = False
-        self._closed = False
+        self._abandoned = False
         self._writer: Connection | None = None
         self._writing = asyncio.Lock()
         self._idle_readers: list[Connection] = []
@@ -105,7 +105,6 @@ class SQLiteStore(Store):
         raw.create_function("flujo_contains", 2, _contains, deterministic=True)
 
     async def close(self) -> None:
-        self._closed = True
         # Reads under way and those that wait end first, in their order; later ones are refused.
         for _ in range(self._settings.readers):
             await self._may_read.acquire()
@@ -118,7 +117,7 @@ class SQLiteStore(Store):
             self._writer, self._readers, self._idle_readers = None, [], []
 
     def abandon(self) -> None:
-        self._closed = True
+        self._abandoned = True
         # Waits a moment, so that the file is whole when a shutdown returns that found only stores like this one.
         stop_all(self._connections())
 
@@ -180,7 +179,7 @@ class SQLiteStore(Store):
             raise self._gone()
         reader = await self._connect("rw" if self._create else "ro", self._set_up_reader)
         self._readers.append(reader)
-        if self._closed:
+        if self._abandoned:
             # Abandoned meanwhile: nobody else would.
             stop_all([reader])
         return reader
