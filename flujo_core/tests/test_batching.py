@@ -173,6 +173,18 @@ def test_g12_a_fault_that_stays_is_told_after_the_deadline() -> None:
     asyncio.run(main())
 
 
+def test_g9_a_refusal_after_a_lost_answer_is_no_proof_that_nothing_happened() -> None:
+    async def main() -> None:
+        backend, _ = faulty(["no answer, applied late", "refused"])
+        with pytest.raises(OutcomeUnknownError):
+            await backend.save_state("r", STATE)
+        loaded = await backend.load_state("r")
+        assert loaded is not None
+        assert loaded["revision"] == 1
+
+    asyncio.run(main())
+
+
 def test_g9_one_bad_operation_fails_alone() -> None:
     async def main() -> None:
         backend, stores = faulty([])

@@ -123,7 +123,7 @@ class Batcher:
             self._task = None
             # Only a cancelled task leaves operations behind: the loop is ending.
             for operation in self._waiting:
-                operation.future.cancel()
+                _cancel(operation)
             self._waiting.clear()
 
     def _gather(self) -> list[_Work]:
@@ -170,12 +170,19 @@ class Batcher:
                     return
             except CommitUnknown as signal:
                 attempt += 1
+                if not any(work.sent for work in batch):
+                    # However late it is, look.
+                    give_up = max(give_up, monotonic() + min(self._deadline, 1.0))
                 for work in batch:
                     work.sent.append(_operation_id(work))
                 batch = await self._look(batch, signal, attempt, give_up)
             except FlujoStateError:
                 if len(batch) == 1:
-                    raise
+                    if not batch[0].sent:
+                        raise
+                    # This try had no effect, but an earlier one may have had.
+                    self._unknown(batch[0])
+                    return
                 # One bad operation fails alone.
                 for work in batch:
                     await self._settle([work])
@@ -331,4 +338,10 @@ def _fail(operations: list[Operation], error: BaseException) -> None:
             twin.__cause__ = error.__cause__
             operation.future.set_exception(twin)
         else:
-            operation.future.cancel()
+            _cancel(operation)
+
+
+def _cancel(operation: Operation) -> None:
+    # A loop that was dropped in the middle takes its callers with it.
+    if not operation.future.get_loop().is_closed():
+        operation.future.cancel()

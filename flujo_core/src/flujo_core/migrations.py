@@ -56,8 +56,10 @@ class SchemaStatus:
     @property
     def current_version(self) -> int:
         """The highest of our versions that is applied; 0 for none."""
-        known = {migration.version for migration in self.migrations}
-        return max((row.version for row in self.applied if row.version in known or row.checksum), default=0)
+        return max(self._ours(), default=0)
+
+    def _ours(self) -> set[int]:
+        return {row.version for row in self.applied if row.checksum}
 
     @property
     def latest_version(self) -> int:
@@ -65,7 +67,7 @@ class SchemaStatus:
 
     @property
     def pending(self) -> tuple[Migration, ...]:
-        applied = {row.version for row in self.applied}
+        applied = self._ours()
         return tuple(migration for migration in self.migrations if migration.version not in applied)
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,7 @@ class Sessions:
     def __init__(self, make_store: Callable[[], Store], settings: BackendSettings) -> None:
         self._make_store = make_store
         self._settings = settings
-        self._lock = threading.Lock()
+        # A loop touches only its own entry, so no lock is needed, which a fork could catch in the wrong state.
         self._sessions: dict[tuple[int, int], Session] = {}
 
     async def current(self) -> Session:
@@ -50,8 +49,7 @@ class Sessions:
             session.opening = loop.create_task(self._open(key, session), name="flujo opening")
             # A failure that nobody waits for any more is told to the next caller, who opens anew.
             session.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
-            with self._lock:
-                self._sessions[key] = session
+            self._sessions[key] = session
         if session.opening is not None:
             await self._opened(session, session.opening)
         return session
@@ -86,19 +84,17 @@ class Sessions:
             raise
 
     def _forget(self, key: tuple[int, int], session: Session) -> None:
-        with self._lock:
-            if self._sessions.get(key) is session:
-                del self._sessions[key]
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
 
     def _abandon_dead(self) -> None:
         """Let go of stores whose loop is closed. Those of a parent process are left alone: closing them here would pull
         connections and locks from under the parent."""
         pid = os.getpid()
-        with self._lock:
-            dead = [key for key, session in self._sessions.items() if session.pid == pid and session.loop.is_closed()]
-            gone = [self._sessions.pop(key) for key in dead]
-        for session in gone:
-            session.store.abandon()
+        for key, session in list(self._sessions.items()):
+            # Of two threads only one gets it.
+            if session.pid == pid and session.loop.is_closed() and self._sessions.pop(key, None) is not None:
+                session.store.abandon()
 
     async def close(self) -> None:
         """Settle and close the running loop's session, within close_timeout."""

@@ -120,7 +120,9 @@ TABLES: Final = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') 
 VERSION_COLUMNS: Final = "SELECT name FROM pragma_table_info('flujo_schema_versions')"
 VERSIONS: Final = "SELECT version, name, checksum FROM flujo_schema_versions ORDER BY version"
 RECORD_VERSION: Final = (
-    "INSERT INTO flujo_schema_versions (version, name, checksum, duration_ms, code_version) VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO flujo_schema_versions (version, name, checksum, duration_ms, code_version) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, "
+    "duration_ms = excluded.duration_ms, code_version = excluded.code_version"
 )
 
 # --- lists ------------------------------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ CREATE INDEX idx_workflow_state_pipeline_id ON workflow_state (pipeline_id, crea
 CREATE INDEX idx_workflow_state_pipeline_name ON workflow_state (pipeline_name, created_at);
 CREATE INDEX idx_workflow_state_parent_run_id ON workflow_state (parent_run_id, created_at)
     WHERE parent_run_id IS NOT NULL;
-CREATE INDEX idx_workflow_state_background ON workflow_state (status, created_at)
-    WHERE is_background_task;
+CREATE INDEX idx_workflow_state_background ON workflow_state (created_at, run_id) WHERE is_background_task;
+CREATE INDEX idx_workflow_state_background_status ON workflow_state (status, created_at) WHERE is_background_task;
 
 -- The entries of step_history, a row each, so that a save writes only those that changed.
 CREATE TABLE workflow_history (
