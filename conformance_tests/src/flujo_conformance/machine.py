@@ -1,7 +1,8 @@
 """Does a backend answer as the oracle does, whatever is called in whatever order? A Hypothesis state machine.
 
-Each rule calls the model and the backend alike and compares answers, or the exact classes of their errors, type-strictly.
-The machine is synchronous (Hypothesis can't await): its rules run on one `asyncio.Runner`, closed in `teardown`.
+Each rule calls the model and the backend alike and compares their answers, or the exact classes of their errors,
+type-strictly. The machine is synchronous (Hypothesis can't await): its rules run on one `asyncio.Runner`, closed in
+`teardown`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Coroutine
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
-from flujo_core import StateBackend
-from flujo_core.errors import FlujoStateError
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from flujo_core import StateBackend
+from flujo_core.errors import FlujoStateError
 
 from . import strategies as make
 from .compare import difference

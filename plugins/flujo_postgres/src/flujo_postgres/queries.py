@@ -199,7 +199,8 @@ TABLES: Final = "SELECT tablename FROM pg_tables WHERE schemaname = $1"
 VERSIONS: Final = "SELECT version, name, checksum FROM {s}.flujo_schema_versions ORDER BY version"
 RECORD_VERSION: Final = (
     "INSERT INTO {s}.flujo_schema_versions (version, name, checksum, duration_ms, code_version) "
-    "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, "
+    "VALUES ($1, $2, $3, $4, $5) "
+    "ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, "
     "duration_ms = excluded.duration_ms, code_version = excluded.code_version"
 )
 
