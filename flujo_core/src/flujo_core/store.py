@@ -225,7 +225,7 @@ class Store(ABC):
 
     @abstractmethod
     def abandon(self) -> None:
-        """Release what can be released without a loop: the one that used the store is closed. Takes a moment at most."""
+        """Release what can be released without a loop: the one it was used from is closed. Takes a moment at most."""
 
     @abstractmethod
     async def schema_status(self) -> SchemaStatus:
