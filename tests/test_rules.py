@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,16 @@ FOLDERS = [
 
 def test_every_rule_has_a_test_and_every_test_a_rule() -> None:
     assert differences(named_tests(FOLDERS)) == []
+
+
+def test_every_rule_stands_in_a_docstring_of_the_product() -> None:
+    """Of the method that it binds, so that whoever reads the code finds the rule."""
+    sources = [ROOT / "flujo_core" / "src", *ROOT.glob("plugins/*/src")]
+    texts = [path.read_text(encoding="utf-8") for source in sources for path in source.rglob("*.py")]
+    nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, kinds)]
+    assert sorted(set(RULES) - set(re.findall(r"\w+", " ".join(docstrings)))) == []
 
 
 def test_the_contract_names_each_group_of_rules() -> None:

@@ -70,7 +70,7 @@ class Lifecycle:
         await self.shutdown()
 
     async def schema_status(self) -> SchemaStatus:
-        """Which migrations are applied and which are pending. Writes nothing."""
+        """Which migrations are applied and which are pending (D5). Writes nothing."""
         return await self._aside(lambda store: store.schema_status(), create=False)
 
     async def migrate(self, target_version: int | None = None, dry_run: bool = False) -> MigrationReport:

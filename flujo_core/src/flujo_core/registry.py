@@ -73,7 +73,7 @@ class _Claim:
 def find_plugin(scheme: str) -> BackendSpec:
     """The description of the backend that answers the scheme, in any case; its driver is there, and not imported.
 
-    Raises one of the five kinds of `PluginError`, each with what to do next.
+    Raises one of the five kinds of `PluginError`, each with what to do next (D4).
     """
     scheme = scheme.lower()
     claims = list(_claims())

@@ -1,7 +1,8 @@
 """Which settings does every backend have?
 
 A plugin subclasses `BackendSettings`; the field names are the allow-list of options that a URI's query,
-``open_backend(uri, …)`` and the plugin's table in ``flujo.toml`` may give. Durations are seconds.
+``open_backend(uri, …)`` and the plugin's table in ``flujo.toml`` may give. Durations are seconds. Every wait has one,
+and the error that ends it names it (G12).
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def free_text(value: Any, name: str) -> str | None:
 
 
 def number(value: Any, name: str) -> float | None:
-    """A finite int or float, or None; returned as the float that rows show."""
+    """G7: a finite int or float, or None; returned as the float that rows show."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -88,7 +88,7 @@ def number(value: Any, name: str) -> float | None:
 
 
 def counter(value: Any, name: str) -> int:
-    """A whole number of 64 bits."""
+    """G7: a whole number of 64 bits."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):

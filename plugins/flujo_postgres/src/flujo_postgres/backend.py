@@ -19,8 +19,8 @@ from .store import PostgresStore
 class PostgresBackend(StateBackend):
     """State in one PostgreSQL database, for any number of processes and hosts.
 
-    ``dsn`` is ``postgres://user:password@host:5432/database?options`` in libpq's grammar; what is missing comes from
-    libpq's defaults and the ``PG*`` variables. ``settings`` are those of `PostgresSettings`. Raises
+    ``dsn`` is ``postgres://user:password@host:5432/database?options`` in libpq's grammar (D3); what is missing
+    comes from libpq's defaults and the ``PG*`` variables. ``settings`` are those of `PostgresSettings`. Raises
     `ConfigurationError` for a DSN or a setting that makes no sense.
     """
 
