@@ -96,5 +96,5 @@ def place(database: str) -> Place:
 @pytest.fixture(scope="session")
 def own_server() -> Iterator[PostgresServer]:
     """A server that tests may restart, and whose folder they know."""
-    with PostgresServer(settings={"fsync": "off"}) as started:
+    with PostgresServer() as started:
         yield started

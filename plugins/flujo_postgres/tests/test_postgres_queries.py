@@ -275,3 +275,32 @@ async def test_g3_every_stored_document_casts_to_jsonb(place: Place) -> None:
         "SELECT count(DISTINCT snapshot->'value'->>'pipeline_name') FROM workflow_state WHERE run->>'format' = '1'"
     )
     assert texts == 1
+
+
+@in_loop
+async def test_m4_matches_beyond_the_newest_runs_are_found_too(place: Place) -> None:
+    """The newest runs are looked through first; what they hold is the answer only if it fills the page."""
+    newest, sql.NEWEST = sql.NEWEST, 10  # type: ignore[misc]
+    try:
+        async with place.backend() as backend:
+
+            def contained(wanted: dict[str, Any], n: int) -> bool:
+                metadata = {"seventh": n % 7 == 0, "new": n >= 35}
+                return all(metadata[key] is value for key, value in wanted.items())
+
+            for number in range(40):
+                created = datetime(2026, 1, 1, 0, number, tzinfo=UTC)
+                metadata = {"seventh": number % 7 == 0, "new": number >= 35}
+                await backend.save_state(f"r{number:02}", state(created_at=created, metadata=metadata))
+            for wanted in ({"seventh": True}, {"new": True}, {"seventh": True, "new": True}, {"new": 1}):
+                rows = await backend.list_runs(metadata_filter=wanted)
+                numbers = [n for n in reversed(range(40)) if contained(wanted, n)]
+                assert [row["run_id"] for row in rows] == [f"r{n:02}" for n in numbers]
+                for limit in range(1, 8):
+                    for offset in range(8):
+                        page = await backend.list_runs(metadata_filter=wanted, limit=limit, offset=offset)
+                        assert page == rows[offset : offset + limit]
+                pages = [row async for row in backend.iter_runs(metadata_filter=wanted, page_size=2)]
+                assert pages == rows
+    finally:
+        sql.NEWEST = newest  # type: ignore[misc]
