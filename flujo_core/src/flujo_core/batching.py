@@ -153,7 +153,10 @@ class Batcher:
         except BaseException as error:
             for work in batch:
                 self._heads.put(work.run_id, None)
-                _fail(work.operations, error)
+                if work.sent and isinstance(error, Exception):
+                    self._unknown(work)
+                else:
+                    _fail(work.operations, error)
             if not isinstance(error, Exception):
                 raise
 
@@ -201,9 +204,10 @@ class Batcher:
         if idle:
             stored = await self._read(idle)
             for work in idle:
-                found = stored.get(work.run_id)
-                work.base, work.fresh = Base.of(found) if found else None, True
-                await self._apply(work)
+                if self._rebase(work, stored.get(work.run_id)):
+                    await self._apply(work)
+                else:
+                    batch = [other for other in batch if other is not work]
         for work in batch:
             if work.change is None:
                 self._answer(work)
@@ -235,9 +239,18 @@ class Batcher:
         else:
             assert outcome is None or isinstance(outcome, StoredRun)
             if not work.sent:
-                work.base, work.fresh = Base.of(outcome) if outcome else None, True
-                return False
+                return not self._rebase(work, outcome)
             self._recognise(work, outcome)
+        return True
+
+    def _rebase(self, work: _Work, stored: StoredRun | None) -> bool:
+        """Expect what is stored. False if this code can't read it (D6): this run's operations fail, no other's."""
+        try:
+            work.base, work.fresh = Base.of(stored) if stored else None, True
+        except FlujoStateError as error:
+            self._heads.put(work.run_id, None)
+            _fail(work.operations, error)
+            return False
         return True
 
     def _recognise(self, work: _Work, stored: StoredRun | None) -> None:
@@ -256,7 +269,9 @@ class Batcher:
             try:
                 await self._settle([work])
             finally:
-                del self._apart[work.run_id]
+                # Locked anew, it has been set apart once more: that task holds the place now.
+                if self._apart.get(work.run_id) is asyncio.current_task():
+                    del self._apart[work.run_id]
 
         self._apart[work.run_id] = asyncio.get_running_loop().create_task(alone(), name="flujo commit of a locked run")
 

@@ -17,11 +17,23 @@ def _decimal(number: int | float) -> Decimal:
 def contains(outer: Any, inner: Any) -> bool:
     """``outer @> inner`` as PostgreSQL decides it for nested jsonb: same kind; every key; every element somewhere."""
     if isinstance(inner, dict):
-        return isinstance(outer, dict) and all(
-            key in outer and contains(outer[key], item) for key, item in inner.items()
-        )
+        if not isinstance(outer, dict):
+            return False
+        # Loops, not all() and any() of generators: one frame for each of 200 levels.
+        for key, item in inner.items():
+            if key not in outer or not contains(outer[key], item):
+                return False
+        return True
     if isinstance(inner, list):
-        return isinstance(outer, list) and all(any(contains(x, item) for x in outer) for item in inner)
+        if not isinstance(outer, list):
+            return False
+        for item in inner:
+            for x in outer:
+                if contains(x, item):
+                    break
+            else:
+                return False
+        return True
     if isinstance(outer, (dict, list)):
         return False
     if isinstance(inner, bool) or isinstance(outer, bool):
