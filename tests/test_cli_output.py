@@ -249,8 +249,6 @@ def test_a_refused_login_shows_no_password(server: Server, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        (["runs", "list", "--status", "done"], "'done' is not one of"),
-        (["runs", "list", "--limit", "-1"], "--limit"),
         (["runs", "list", "--meta", "a"], "KEY=VALUE"),
         (["runs", "show"], "RUN_ID"),
         (["migrate", "--target-version", "two"], "--target-version"),
@@ -262,6 +260,19 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path, command: list[str], complain
     assert (code, out, files(tmp_path)) == (2, "", set())
     assert "Usage: flujo" in err
     assert complaint in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--status", "done", "status is 'done', not one of running, paused, completed, failed, cancelled"),
+        ("--limit", "-1", "limit is -1, not a whole number from 0 upwards"),
+        ("--offset", "-1", "offset is -1, not a whole number from 0 upwards"),
+    ],
+)
+def test_a_value_that_can_not_be_meant_is_one_line(tmp_path: Path, option: str, value: str, complaint: str) -> None:
+    result = run("runs", "list", option, value, cwd=tmp_path)
+    assert (*result, files(tmp_path)) == (1, "", f"error: {complaint}\n", set())
 
 
 def test_a_broken_configuration_file_is_named(tmp_path: Path) -> None:

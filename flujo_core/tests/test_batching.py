@@ -13,6 +13,7 @@ from flujo_core.backend import StateBackend
 from flujo_core.errors import (
     OutcomeUnknownError,
     RunNotFoundError,
+    SchemaTooNewError,
     StateConflictError,
     StorageError,
     StorageUnavailableError,
@@ -249,5 +250,71 @@ def test_g10_a_failed_expectation_is_told_from_what_is_stored_now() -> None:
         with pytest.raises(RunNotFoundError):
             await backend.save_run_end("r", {"status": "failed"})
         assert await backend.save_state("r", STATE, expected_revision=0) == 1
+
+    asyncio.run(main())
+
+
+def test_d6_a_run_that_cannot_be_read_fails_no_other() -> None:
+    async def main() -> None:
+        backend, stores = faulty([])
+        await backend.save_state("m", STATE)
+        stored = stores[0]._data.runs["m"]
+        stored.row = stored.row._replace(run=stored.row.run.replace('"format":1', '"format":2'))
+        fresh = StateBackend(lambda: stores[0], BackendSettings())
+        results = await asyncio.gather(*(fresh.save_state(run_id, STATE) for run_id in "amz"), return_exceptions=True)
+        assert [type(result) for result in results] == [int, SchemaTooNewError, int]
+        refused, saved = await asyncio.gather(
+            fresh.delete_state("m"), fresh.save_state("q", STATE), return_exceptions=True
+        )
+        assert isinstance(refused, SchemaTooNewError)
+        assert saved == 1
+
+    asyncio.run(main())
+
+
+def test_g9_a_run_that_is_set_apart_twice_keeps_its_order() -> None:
+    class Held(FaultyStore):
+        async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+            self.commits.append([change.run_id for change in changes])
+            await asyncio.sleep(0.001)
+            if len(self.commits) <= 3:
+                return [BUSY for _ in changes]
+            return await MemoryStore.commit(self, changes)
+
+    async def main() -> None:
+        data = _Data()
+        backend = StateBackend(lambda: Held(data, []), BackendSettings())
+        saves = []
+        for number in range(5):
+            saves.append(asyncio.create_task(backend.save_state("r", {**STATE, "current_step_index": number})))
+            await asyncio.sleep(0.0015)
+        assert await asyncio.gather(*saves) == [1, 2, 3, 4, 5]
+        loaded = await backend.load_state("r")
+        assert loaded is not None
+        assert loaded["current_step_index"] == 4
+        await backend.shutdown()
+
+    asyncio.run(main())
+
+
+def test_g9_a_look_that_fails_after_a_lost_answer_leaves_the_outcome_unknown() -> None:
+    async def main() -> None:
+        backend, stores = faulty([])
+        step = {"run_id": "r", "step_name": "s", "step_index": 0, "record_id": "k"}
+        await backend.save_step_result(step)
+        stores[0].script.append("no answer, applied late")
+
+        async def gone(run_id: str, record_id: str) -> float | None:
+            raise StorageUnavailableError("gone")
+
+        known = stores[0].step_cost
+
+        async def once(run_id: str, record_id: str) -> float | None:
+            stores[0].step_cost = gone  # type: ignore[method-assign]
+            return await known(run_id, record_id)
+
+        stores[0].step_cost = once  # type: ignore[method-assign]
+        with pytest.raises(OutcomeUnknownError):
+            await backend.save_step_result(step)
 
     asyncio.run(main())

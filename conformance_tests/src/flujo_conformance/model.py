@@ -137,7 +137,7 @@ class ModelBackend:
 
     def _with_more(self, run_id: str, at: datetime) -> Run:
         """The run that a record belongs to, a placeholder if it is unknown (R5)."""
-        run = self._runs.setdefault(run_id, Run(at, placeholder=True, recorded_at=at))
+        run = self._runs.setdefault(run_id, Run(at, placeholder=True))
         run.has_more = True
         return run
 

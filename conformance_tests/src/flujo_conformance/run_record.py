@@ -128,7 +128,8 @@ class Run:
     @property
     def updated_at(self) -> datetime:
         """When the run was last updated (A2)."""
-        return max(at for at in (self.snapshot_updated_at, self.recorded_at) if at is not None)
+        told = [at for at in (self.snapshot_updated_at, self.recorded_at) if at is not None]
+        return max(told, default=self.created_at)
 
     def _said(self, key: str) -> Any:
         return self.snapshot_layer.get(key, self.recorded.get(key))

@@ -126,6 +126,34 @@ class ListsPart:
         assert await ids(here.two, is_background_task=False) == ["not background"]
 
     @on_fresh_data
+    async def test_r6_filters_come_before_limit_and_offset(self, here: Handles) -> None:
+        for number in range(12):
+            odd = ("even", "odd")[number % 2]
+            state = {
+                "status": ("running", "failed")[number % 2], "metadata": {odd: 1}, "parent_run_id": odd,
+                "is_background_task": number % 2 == 1, "pipeline_id": odd, "pipeline_name": odd,
+                "updated_at": START + timedelta(days=number % 2),
+            }  # fmt: skip
+            await _save(here.one, f"r{number:02}", number, **state)
+        wanted = ["r11", "r09", "r07", "r05", "r03", "r01"]
+        each: list[dict[str, Any]] = [
+            {"status": "failed"},
+            {"metadata_filter": {"odd": 1}},
+            {"parent_run_id": "odd"},
+            {"is_background_task": True},
+            {"pipeline_id": "odd"},
+            {"pipeline_name": "odd"},
+            {"updated_after": START + timedelta(hours=1)},
+        ]
+        for filters in each:
+            assert await ids(here.two, limit=2, **filters) == wanted[:2], filters
+            assert await ids(here.two, limit=3, offset=2, **filters) == wanted[2:5], filters
+            assert await ids(here.two, offset=4, **filters) == wanted[4:], filters
+        for status, pipeline_id in (("failed", None), (None, "odd")):
+            rows = await here.two.list_workflows(status, pipeline_id, limit=2, offset=1)
+            assert [row["run_id"] for row in rows] == wanted[1:3]
+
+    @on_fresh_data
     async def test_r6_time_bounds_are_strict(self, here: Handles) -> None:
         await here.one.save_state("r", plain_state(created_at=NOON, updated_at=START))
         tick = timedelta(microseconds=1)

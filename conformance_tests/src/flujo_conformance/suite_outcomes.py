@@ -12,9 +12,21 @@ from hypothesis.stateful import run_state_machine_as_test
 from flujo_core.errors import FlujoStateError, InvalidStateError, RunNotFoundError, StateConflictError
 
 from .harness import Harness
-from .machine import ContractMachine
+from .machine import Call, ContractMachine
 from .strategies import plain_state
-from .suite_support import Handles, examples, fill, ids, loaded, on_fresh_data, other_process, row_of, same
+from .suite_support import (
+    Handles,
+    call,
+    everything,
+    examples,
+    fill,
+    ids,
+    loaded,
+    on_fresh_data,
+    other_process,
+    row_of,
+    same,
+)
 
 SAVE_AND_DIE = """
 async def main():
@@ -48,6 +60,30 @@ class OutcomesPart:
         assert [len(await here.one.list_run_steps("one"))] == [1 if wanted else 0]
         for run_id in wanted:
             assert (await loaded(here.one, run_id))["step_history"] == [run_id]
+
+    @on_fresh_data
+    async def test_g9_what_returned_is_there_after_a_shutdown(self, here: Handles) -> None:
+        writes: list[Call] = [
+            ("save_state", ("r", plain_state(mine=1, step_history=[1, 2], metadata={"a": 1})), {}),
+            ("save_state", ("r", plain_state(mine=2, step_history=[2])), {}),
+            ("save_run_start", ({"run_id": "r", "total_steps": 3, "mine": 1},), {}),
+            ("save_run_end", ("r", {"status": "failed", "final_context": {"a": 1}}), {}),
+            ("save_step_result", ({"run_id": "r", "step_name": "s", "step_index": 0, "cost": 1},), {}),
+            ("save_trace", ("r", {"span_id": "a", "name": "n"}), {}),
+            ("save_spans", ("r", [{"span_id": "b"}]), {}),
+            ("persist_evaluation", ("r", 1), {}),
+            ("set_system_state", ("k", 1), {}),
+            ("delete_state", ("r",), {}),
+            ("delete_run", ("r",), {}),
+        ]
+        for write in writes:
+            writer, reader = here.open(), here.open()
+            await call(writer, write)
+            wanted = await everything(writer, "r")
+            for backend in (writer, here.one, here.two):
+                await backend.shutdown()
+            same(wanted, await everything(reader, "r"))
+            await reader.shutdown()
 
     @on_fresh_data
     async def test_g9_many_writes_at_once_all_happen_and_in_the_order_of_the_calls(self, here: Handles) -> None:

@@ -179,6 +179,15 @@ class RunsPart:
         assert (await row_of(here.one))["created_at"] == START
 
     @on_fresh_data
+    async def test_r2_each_field_changes_alone(self, here: Handles) -> None:
+        await here.one.save_run_start({"run_id": "r", "status": "paused", "mine": 1})
+        wanted = await row_of(here.two)
+        for key, value in {**RECORDED, "end_time": NOON, "status": "failed", "mine": 2}.items():
+            await here.one.save_run_end("r", {key: value})
+            wanted |= {key: value}
+            same(wanted, await row_of(here.two), ordered=False)
+
+    @on_fresh_data
     async def test_r2_an_unknown_run_is_not_found(self, here: Handles) -> None:
         await here.one.save_step_result(STEP | {"run_id": "placeholder"})
         for run_id in ("unknown", "placeholder"):

@@ -351,6 +351,34 @@ class SnapshotsPart:
         assert (await loaded(here.two))["step_history"] == []
 
     @on_fresh_data
+    async def test_s7_deletions_spare_runs_of_similar_ids(self, here: Handles) -> None:
+        similar = ["r", "r1", "rr", "R", "r ", " r", "%", "r%", "_", "r_", "*", "r*", "r/1", "r.1", "1r"]
+        for run_id in similar:
+            await fill(here.one, run_id)
+        for run_id in ("r", "%", "_", "*"):
+            await here.two.delete_state(run_id)
+            assert [other for other in similar if await here.one.load_state(other) is None] == [run_id]
+            await here.two.delete_run(run_id)
+            similar.remove(run_id)
+            assert sorted(await ids(here.one)) == sorted(similar)
+            found = await everything(here.one)
+            assert all(all(found[f"run {other}"]) for other in similar)
+
+    @on_fresh_data
+    async def test_s7_of_a_deleted_run_nothing_comes_back_to_the_handle_that_deleted_it(self, here: Handles) -> None:
+        for backend in (here.one, here.two):
+            await fill(here.one)
+            await loaded(backend)
+            await everything(backend)
+            await backend.delete_run("r")
+            await backend.save_run_start({"run_id": "r"})
+            for reader in (here.one, here.two):
+                assert await reader.list_run_steps("r") == await reader.get_spans("r") == []
+                assert await reader.list_evaluations(run_id="r") == []
+                assert await reader.load_state("r") is await reader.get_trace("r") is None
+                assert "started" not in await row_of(reader)
+
+    @on_fresh_data
     async def test_s8_history_loads_exactly_however_it_changed(self, here: Handles) -> None:
         entry = [{"step": number, "text": "x" * 50} for number in range(30)]
         histories: list[list[Any]] = [

@@ -238,13 +238,14 @@ class TracesPart:
 
     @on_fresh_data
     async def test_t3_spans_are_in_the_order_of_start_then_of_saving(self, here: Handles) -> None:
-        starts = {"a": 2, "b": -1.5, "c": 2.0, "d": 0.0, "e": -0.0, "f": 1e300, "g": 0}
+        # In the order of neither the ids nor their reverse.
+        starts = {"c": 2, "b": -1.5, "a": 2.0, "e": 0.0, "g": -0.0, "f": 1e300, "d": 0}
         for span_id, start in starts.items():
             await here.one.save_spans("r", [{"span_id": span_id, "start_time": start}])
-        assert "".join(span["span_id"] for span in await here.two.get_spans("r")) == "bdegacf"
-        await here.two.save_spans("r", [{"span_id": "d", "start_time": 2}])
-        await here.two.save_spans("r", [{"span_id": "e", "name": "updated"}])
-        assert "".join(span["span_id"] for span in await here.one.get_spans("r")) == "begacdf"
+        assert "".join(span["span_id"] for span in await here.two.get_spans("r")) == "begdcaf"
+        await here.two.save_spans("r", [{"span_id": "e", "start_time": 2}])
+        await here.two.save_spans("r", [{"span_id": "g", "name": "updated", "start_time": 0}])
+        assert "".join(span["span_id"] for span in await here.one.get_spans("r")) == "bgdcaef"
 
     @on_fresh_data
     async def test_t3_spans_are_filtered_by_status_and_name(self, here: Handles) -> None:

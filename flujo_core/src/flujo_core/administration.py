@@ -148,7 +148,8 @@ class Administration(Lifecycle):
         self, run_id: str, state: State | None, failed: dict[str, Any], now: datetime
     ) -> tuple[Callable[[Draft], object], int]:
         if state is not None:
-            return self._save(run_id, {**state, **failed}, state["revision"])
+            # What could be saved can be marked.
+            return self._save_any_size(run_id, {**state, **failed}, state["revision"])
         data = RunData(run_id, failed, "end_data")
 
         def end(draft: Draft) -> None:
@@ -162,7 +163,9 @@ class Administration(Lifecycle):
 
         async def load_state(self, run_id: str) -> State | None: ...
 
-        def _save(self, run_id: str, state: State, expected: int | None) -> tuple[Callable[[Draft], int], int]: ...
+        def _save_any_size(
+            self, run_id: str, state: State, expected: int | None
+        ) -> tuple[Callable[[Draft], int], int]: ...
 
     # --- evaluations and system state ----------------------------------------------------------------------------
 

@@ -60,7 +60,12 @@ class StateBackend(Administration):
         return await self._write(run_id, apply, size=size)  # type: ignore[no-any-return]
 
     def _save(self, run_id: str, state: State, expected: int | None) -> tuple[Callable[[Draft], int], int]:
-        """The operation that saves a checked state, and its size."""
+        """The operation that saves a state within the limit (G4), and its size."""
+        apply, size = self._save_any_size(run_id, state, expected)
+        check_size(size, self._settings.max_document_bytes)
+        return apply, size
+
+    def _save_any_size(self, run_id: str, state: State, expected: int | None) -> tuple[Callable[[Draft], int], int]:
         run_id = identifier(run_id, "run_id")
         data = StateData(run_id, state)
         now = self.clock()
@@ -74,7 +79,6 @@ class StateBackend(Administration):
                 plain[name] = None
         text = encode(plain)
         size = byte_length(text) + sum(byte_length(entry.text) + 1 for entry in entries)
-        check_size(size, self._settings.max_document_bytes)
         snapshot = seal(text)
         apply = partial(
             Draft.save,
@@ -145,6 +149,7 @@ class StateBackend(Administration):
         await self._write(run_id, lambda draft: draft.record_end(data, details, now))
 
     def _details(self, data: RunData) -> dict[str, str]:
+        check_size(byte_length(encode(data.plain)), self._settings.max_document_bytes)
         return {encode(key): self._document(value) for key, value in data.details.items()}
 
     async def save_step_result(self, step_data: Mapping[str, Any]) -> None:
@@ -233,7 +238,7 @@ class StateBackend(Administration):
         """Keep the run's trace, any JSON object, and its spans: the nodes with ``span_id`` and ``name`` reached through
         ``children`` (T1). Replaces the spans that an earlier `save_trace` wrote and updates its own (T2)."""
         run_id = identifier(run_id, "run_id")
-        plain = normalize(trace, max_depth=TRACE_DEPTH)
+        plain = normalize(dict(trace) if isinstance(trace, Mapping) else trace, max_depth=TRACE_DEPTH)
         if not isinstance(plain, dict):
             raise InvalidStateError(f"trace is a {type(trace).__name__}, not a dict", path="$")
         now = self.clock()

@@ -14,13 +14,12 @@ def _decimal(number: int | float) -> Decimal:
     return Decimal(number) if isinstance(number, int) else Decimal(repr(number))
 
 
-def contains(outer: Any, inner: Any) -> bool:
+def contains(outer: Any, inner: Any) -> bool:  # noqa: PLR0912 - in one piece: one frame for each of 200 levels
     """``outer @> inner`` as PostgreSQL decides it for nested jsonb: same kind; every key; every element somewhere."""
     if isinstance(inner, dict):
         if not isinstance(outer, dict):
             return False
-        # Loops, not all() and any() of generators: one frame for each of 200 levels.
-        for key, item in inner.items():
+        for key, item in inner.items():  # noqa: SIM110 - all() of a generator is a frame more
             if key not in outer or not contains(outer[key], item):
                 return False
         return True
@@ -67,16 +66,18 @@ def _term(path: bytes, what: bytes) -> int:
     return int.from_bytes(blake2b(path + b"\x00" + what, digest_size=8).digest(), "big", signed=True)
 
 
-def _walk(value: Any, path: bytes) -> Iterator[tuple[bytes, Any]]:
-    """Every value within, itself included, with its path."""
-    yield path, value
-    if isinstance(value, dict):
-        for key, item in value.items():
-            name = key.encode()
-            yield from _walk(item, b"%s.%d:%s" % (path, len(name), name))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _walk(item, path + b"[]")
+def _walk(root: dict[str, Any]) -> Iterator[tuple[bytes, Any]]:
+    """Every value within, but for the root, with its path."""
+    waiting: list[tuple[bytes, Any]] = [(b"", root)]
+    while waiting:
+        path, value = waiting.pop()
+        if path:
+            yield path, value
+        if isinstance(value, dict):
+            names = ((key.encode(), item) for key, item in value.items())
+            waiting.extend((b"%s.%d:%s" % (path, len(name), name), item) for name, item in names)
+        elif isinstance(value, list):
+            waiting.extend((path + b"[]", item) for item in value)
 
 
 def _kind(value: dict[str, Any] | list[Any]) -> bytes:
@@ -87,8 +88,7 @@ def document_terms(document: dict[str, Any]) -> set[int]:
     """The terms under which metadata is indexed; none for the root itself."""
     return {
         _term(path, _kind(value) if isinstance(value, (dict, list)) else _scalar(value))
-        for path, value in _walk(document, b"")
-        if path
+        for path, value in _walk(document)
     }
 
 
@@ -96,6 +96,6 @@ def filter_terms(filter_: dict[str, Any]) -> set[int]:
     """Terms that every match holds: the scalars of the filter and its empty containers. None for ``{}``."""
     return {
         _term(path, _kind(value) if isinstance(value, (dict, list)) else _scalar(value))
-        for path, value in _walk(filter_, b"")
-        if path and not (isinstance(value, (dict, list)) and value)
+        for path, value in _walk(filter_)
+        if not (isinstance(value, (dict, list)) and value)
     }

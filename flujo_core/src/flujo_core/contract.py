@@ -17,8 +17,8 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         "G2": "One backend object may be used from several event loops and threads, one after the other or at once. "
         "A forked process shares no connection with its parent.",
         "G3": "What JSON can say is loaded as it was saved, to the type and the last bit, NaN, -0.0, NUL and "
-        "surrogates included. Common Python types are turned into their JSON form; arguments are captured at "
-        "the call.",
+        "surrogates included. Common Python types are turned into their JSON form; arguments are captured "
+        "before the first suspension.",
         "G4": "What has no JSON form, is too deep, too large or ambiguous is refused with its path before anything "
         "is sent. Nothing is silently dropped, cut or replaced.",
         "G5": "Identifiers are str of 1 to 255 characters without NUL and surrogates, compared byte for byte, never "

@@ -179,7 +179,7 @@ class MemoryStore(Store):
     async def run_details(self, run_id: str) -> tuple[str, dict[str, str]] | None:
         with self._data.lock:
             run = self._data.runs.get(run_id)
-            return (run.row.run, dict(run.details)) if run else None
+            return (run.row.run, dict(sorted(run.details.items()))) if run else None
 
     def _run(self, run_id: str) -> _StoredState | None:
         return self._data.runs.get(run_id)

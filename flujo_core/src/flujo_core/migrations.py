@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.resources import files
 from typing import Final, Literal
@@ -22,7 +22,7 @@ COMMAND: Final = "flujo migrate"
 class Migration:
     version: int
     name: str
-    sql: str
+    sql: str = field(repr=False)
 
     @property
     def checksum(self) -> str:

@@ -223,8 +223,6 @@ class Draft:
         """The run for a record that needs one: a placeholder if it isn't there (R5)."""
         run = self._run(now)
         run.more = True
-        if not run.listed:
-            run.recorded_at = run.recorded_at or now
         return run
 
     def _run(self, created_at: datetime) -> Run:

@@ -193,6 +193,8 @@ def plain_mapping(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A record in its JSON form, and as given: what is never cast is checked as it was given."""
     raw = fields_of(data)
+    if raw is None and isinstance(data, Mapping):
+        raw = dict(data)
     if raw is None:
         raise InvalidStateError(f"{what} is a {type(data).__name__}, not a dict", path="$")
     plain = normalize({key: value for key, value in raw.items() if key not in ignored})
@@ -297,6 +299,7 @@ class RunData:
         "fields",
         "has_end_time",
         "identity",
+        "plain",
         "run_id",
         "status",
         "updated_at",
@@ -317,6 +320,7 @@ class RunData:
         self.has_end_time = "end_time" in given
         self.end_time = _instant_of(given, "end_time")
         self.fields = row_fields(plain, given, RECORD_FIELDS)
+        self.plain = plain
         self.details = {key: value for key, value in plain.items() if key not in _RUN_KEYS}
 
 

@@ -149,6 +149,19 @@ async def test_d5_the_statements_of_the_guide(guide: Place) -> None:
 
 
 @in_loop
+async def test_d5_the_guides_002_by_hand_before_the_librarys_own(place: Place) -> None:
+    backend = place.backend()
+    await backend.migrate(target_version=1)
+    await place.fetch(
+        "CREATE INDEX IF NOT EXISTS idx_workflow_state_metadata_gin ON workflow_state USING GIN (metadata)"
+    )
+    await place.fetch("INSERT INTO flujo_schema_versions (version, applied_at) VALUES (2, NOW())")
+    assert [step.version for step in (await backend.migrate()).steps] == [2]
+    assert await backend.save_state("run_123", STATE) == 1
+    await backend.shutdown()
+
+
+@in_loop
 async def test_d5_a_migration_of_the_users_own(guide: Place) -> None:
     """As the guide shows them: an index that may be there, a column, a version of one's own."""
     connection = await guide.connect()

@@ -4,7 +4,7 @@ Results go to stdout, messages to stderr. Exit codes:
 
     0    done
     1    error: one sentence on stderr says what is wrong and what to do
-    2    wrong usage: an unknown option, or a value that can't be meant
+    2    wrong usage: an unknown option, or a value of another kind than the option's
     130  interrupted by Ctrl-C
     141  the reader of stdout went away, such as ``head``
 

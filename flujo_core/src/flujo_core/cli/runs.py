@@ -59,8 +59,9 @@ _LIST = (
 @runs.command("list")
 def list_(
     *,
+    # Statuses and numbers are checked by the library, whose errors are one line.
     status: Annotated[
-        RunStatus | None,
+        str | None,
         typer.Option(metavar="STATUS", help=f"Only runs that are {_STATUSES}.", show_default=False),
     ] = None,
     pipeline: Annotated[
@@ -72,8 +73,8 @@ def list_(
             metavar="KEY=VALUE", help="Only runs whose metadata contains this; repeatable.", show_default=False
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Show at most this many.")] = 20,
-    offset: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out this many of the newest.")] = 0,
+    limit: Annotated[int, typer.Option(metavar="N", help="Show at most this many.")] = 20,
+    offset: Annotated[int, typer.Option(metavar="N", help="Leave out this many of the newest.")] = 0,
     as_json: JsonOption = False,
     uri: UriOption = None,
 ) -> None:

@@ -30,6 +30,8 @@ class PostgresBackend(StateBackend):
         if not isinstance(dsn, str):
             raise ConfigurationError(f"dsn is a {type(dsn).__name__}, not a str like postgres://user@host/database")
         uri = parse_uri(dsn)
+        if uri.scheme not in ("postgres", "postgresql"):
+            raise ConfigurationError(f"{uri} is not a PostgreSQL URI; write postgres://user@host/database")
         given = {"auto_migrate": auto_migrate, "pool_min_size": pool_min_size, "pool_max_size": pool_max_size}
         # A default of this signature is no wish of the caller: an option in the DSN is.
         wishes = {name: value for name, value in given.items() if value != _DEFAULTS[name] or name not in uri.options}
