@@ -36,7 +36,7 @@ endef
 # -qq leaves errors, and what a failed build printed.
 PIP_INSTALL := -m pip --disable-pip-version-check install -qq
 
-.PHONY: help quickstart test test-all lint format wheelhouse clean
+.PHONY: help quickstart test test-all selftest lint format wheelhouse clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -57,6 +57,9 @@ test-all:  ## run every test on each Python version that is installed
 	  summary="$$summary\nPython $$version: $$result"; \
 	done; \
 	printf "$$summary\n"; [ -z "$$failed" ]
+
+selftest: $(INSTALLED)  ## prove that the conformance suite finds bugs: it must kill every broken backend of the zoo
+	$(VENV)/bin/python -m flujo_conformance.selftest
 
 lint: $(INSTALLED)  ## check style, format and types
 	$(VENV)/bin/python -m ruff check
