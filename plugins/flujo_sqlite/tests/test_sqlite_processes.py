@@ -21,6 +21,9 @@ from flujo_core.errors import StorageTimeoutError, StorageUnavailableError
 from flujo_sqlite import SQLiteBackend
 
 PRELUDE = """
+import warnings
+# Python 3.12 and later warn of what the forks here are about.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 import asyncio, os, sys, threading, time
 from flujo_sqlite import SQLiteBackend
 
