@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .batching import Operation
-from .codec import byte_length, check_size, encode, seal
+from .codec import encode_document
 from .migrations import MigrationReport, SchemaStatus
 from .model import RunInfo
 from .runs import Draft, Run
@@ -106,9 +106,7 @@ class Lifecycle:
 
     def _document(self, value: Any) -> str:
         """A normalized value as a document within the limit (G4)."""
-        text = encode(value)
-        check_size(byte_length(text), self._settings.max_document_bytes)
-        return seal(text)
+        return encode_document(value, self._settings.max_document_bytes)
 
     async def _list(self, query: RunQuery) -> list[Run]:
         return [Run.from_document(document) for document in await (await self._store()).list_runs(query)]
