@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from flujo_conformance.rules import KIT, named_tests
+from flujo_conformance.rules import KIT, named_tests, rules_of
 from flujo_conformance.selftest import line, main, problems, verdicts
-from flujo_conformance.selftest_run import Verdict, rules_of
+from flujo_conformance.selftest_run import Verdict
 from flujo_conformance.zoo import ELSEWHERE, MUTANTS, UNBROKEN, ZooHarness
 from flujo_core.contract import RULES
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from flujo_conformance import Harness, StateBackendSuite, UriHarness
+from flujo_conformance import Harness, StateBackendSuite
+from flujo_conformance.memory_harness import MemoryHarness
 
 
 class TestMemory(StateBackendSuite):
-    harness: ClassVar[Harness] = UriHarness("memory://{namespace}")
-    shared_between_processes = False
+    harness: ClassVar[Harness] = MemoryHarness()

@@ -11,11 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .harness import Exempt as Exempt
     from .harness import Harness as Harness
+    from .harness import Tables as Tables
     from .harness import UriHarness as UriHarness
     from .suite import StateBackendSuite as StateBackendSuite
 
-__all__ = ["Harness", "StateBackendSuite", "UriHarness"]
+__all__ = ["Exempt", "Harness", "StateBackendSuite", "Tables", "UriHarness"]
 
 
 def __getattr__(name: str) -> Any:
@@ -45,4 +47,5 @@ _PARTS = (
     "suite_metadata",
     "suite_traces",
     "suite_administration",
+    "suite_storage",
 )

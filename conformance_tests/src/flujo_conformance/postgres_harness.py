@@ -8,8 +8,12 @@ import asyncpg
 
 from flujo_core import StateBackend, open_backend
 
-from .harness import Harness
+from .harness import Harness, Tables
 
+TABLES = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relkind = 'r'
+"""
 EMPTY = """
 DO $$
 DECLARE name text;
@@ -30,13 +34,33 @@ class PostgresHarness(Harness):
         self._uri = uri
         self._settings = settings
 
-    def open(self, namespace: str) -> StateBackend:
-        return open_backend(self._uri, schema=f"suite_{namespace}", **self._settings)
+    def open(self, namespace: str, **settings: Any) -> StateBackend:
+        return open_backend(self._uri, **{"schema": f"suite_{namespace}", **self._settings, **settings})
 
     async def wipe(self, namespace: str) -> None:
         """Deletes rows in one round trip; making the schema anew would take longer than most tests."""
         connection = await asyncpg.connect(self._uri)
         try:
             await connection.execute(EMPTY.format(schema=f"suite_{namespace}"))
+        finally:
+            await connection.close()
+
+    async def raw(self, namespace: str) -> Tables:
+        connection = await asyncpg.connect(self._uri)
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                names = [row["relname"] for row in await connection.fetch(TABLES, f"suite_{namespace}")]
+                return {
+                    name: [dict(row) for row in await connection.fetch(f'SELECT * FROM suite_{namespace}."{name}"')]
+                    for name in names
+                }
+        finally:
+            await connection.close()
+
+    async def remove(self) -> None:
+        connection = await asyncpg.connect(self._uri)
+        try:
+            for row in await connection.fetch("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, 'suite_')"):
+                await connection.execute(f'DROP SCHEMA "{row["nspname"]}" CASCADE')
         finally:
             await connection.close()

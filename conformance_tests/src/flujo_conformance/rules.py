@@ -16,6 +16,12 @@ KIT = Path(__file__).parent
 _TEST = re.compile(r"^\s*(?:async )?def (test_((?:[a-z][0-9]+_)+)\w*)\(", re.MULTILINE)
 
 
+def rules_of(test: str) -> tuple[str, ...]:
+    """The rules that a test names."""
+    found = re.match(r"test_((?:[a-z][0-9]+_)+)", test)
+    return tuple(found[1].upper().rstrip("_").split("_")) if found else ()
+
+
 def named_tests(folders: Iterable[Path]) -> dict[str, list[str]]:
     """The names of the tests in all Python files within the folders, under each rule that they name."""
     found: dict[str, list[str]] = {}

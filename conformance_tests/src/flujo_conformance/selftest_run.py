@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -17,18 +16,13 @@ import hypothesis
 import pytest
 
 from .harness import Harness
+from .rules import rules_of
 from .zoo import MUTANTS, UNBROKEN, ZooHarness
 
 HARNESS: Final = pytest.StashKey[Harness]()
 SUITE: Final = Path(__file__).with_name("selftest_suite.py")
 TEST_SECONDS: Final = 30
 """A mutant may wait for ever; its test then fails."""
-
-
-def rules_of(test: str) -> tuple[str, ...]:
-    """The rules that a test names."""
-    found = re.match(r"test_((?:[a-z][0-9]+_)+)", test)
-    return tuple(found[1].upper().rstrip("_").split("_")) if found else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,6 @@ from .selftest_run import HARNESS
 
 
 class TestMutant(StateBackendSuite):
-    shared_between_processes = False
-
     @pytest.fixture
     def state_harness(self, pytestconfig: pytest.Config) -> Harness:
         return pytestconfig.stash[HARNESS]

@@ -15,12 +15,12 @@ from flujo_core import StateBackend
 from . import strategies as make
 from .harness import Harness
 from .machine import START
+from .profile import examples
 from .strategies import plain_state
 from .suite_support import (
     Handles,
     beside_the_oracle,
     everything,
-    examples,
     fill,
     ids,
     loaded,

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from . import strategies as make
 from .harness import Harness
 from .machine import START, Call
+from .profile import examples
 from .strategies import NOON, plain_state
 from .suite_support import (
     Handles,
     beside_the_oracle,
     collect,
     everything,
-    examples,
     fill,
     ids,
     loaded,

@@ -14,9 +14,10 @@ from flujo_core import StateBackend
 from . import strategies as make
 from .harness import Harness
 from .machine import START
+from .profile import examples
 from .strategies import NOON, plain_state
 from .suite_runs import NEW_ROW
-from .suite_support import Handles, beside_the_oracle, collect, examples, fill, ids, on_fresh_data, row_of, same
+from .suite_support import Handles, beside_the_oracle, collect, fill, ids, on_fresh_data, row_of, same
 
 
 async def _save(backend: StateBackend, run_id: str, minutes: float = 0, **changes: Any) -> None:

@@ -13,13 +13,13 @@ from . import strategies as make
 from .containment import contains
 from .harness import Harness
 from .machine import Call
+from .profile import examples
 from .strategies import plain_state
 from .suite_support import (
     Handles,
     beside_the_oracle,
     collect,
     everything,
-    examples,
     fill,
     ids,
     on_fresh_data,

@@ -16,12 +16,12 @@ from flujo_core.errors import InvalidStateError, StateConflictError
 from . import strategies as make
 from .harness import Harness
 from .machine import START
+from .profile import examples
 from .strategies import NOON, plain_state
 from .suite_support import (
     Handles,
     beside_the_oracle,
     everything,
-    examples,
     fill,
     ids,
     loaded,

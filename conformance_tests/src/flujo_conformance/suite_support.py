@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import pickle
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from flujo_core import StateBackend
 from flujo_core.errors import InvalidStateError
@@ -22,23 +20,6 @@ from .compare import difference
 from .harness import Harness
 from .machine import NAMESPACE, Call, Clock, ContractMachine
 from .strategies import plain_state
-
-PROFILE = os.environ.get("FLUJO_CONFORMANCE_PROFILE", "quick")
-"""``quick`` for every change, ``ci`` for about four times as many examples."""
-if PROFILE not in ("quick", "ci"):
-    raise ValueError(f"FLUJO_CONFORMANCE_PROFILE is {PROFILE!r}; it is quick or ci")
-
-
-def examples(quick: int, **more: Any) -> settings:
-    """Hypothesis settings: the same examples in every run, as many as the profile says."""
-    return settings(
-        max_examples=quick * (4 if PROFILE == "ci" else 1),
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        **more,
-    )
 
 
 class Handles:

@@ -14,8 +14,9 @@ from flujo_core.errors import InvalidStateError
 from . import strategies as make
 from .harness import Harness
 from .machine import START
+from .profile import examples
 from .strategies import NOON, nested, plain_state
-from .suite_support import Handles, beside_the_oracle, everything, examples, on_fresh_data, refused, same
+from .suite_support import Handles, beside_the_oracle, everything, on_fresh_data, refused, same
 
 SPAN: dict[str, Any] = {
     "span_id": "s", "parent_span_id": None, "name": "span", "start_time": 0.0, "end_time": None, "status": "running",

@@ -24,12 +24,12 @@ from flujo_core.errors import InvalidStateError
 from . import strategies as make
 from .harness import Harness
 from .machine import Call
+from .profile import examples
 from .strategies import BAD_JSON, INVALID_STATES, nested, plain_state
 from .suite_support import (
     Handles,
     beside_the_oracle,
     everything,
-    examples,
     fill,
     loaded,
     on_fresh_data,

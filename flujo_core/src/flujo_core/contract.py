@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
+
+CONTRACT_VERSION: Final = 1
+"""Raised when a rule is added, changed or removed: what a report of the suite is about."""
 
 RULES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -102,3 +105,14 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         "D6": "Documents carry a format number, and older code refuses a newer one.",
     }
 )
+
+_STORE: Final = (
+    "G1 G2 G3 G5 G9 G10 S1 S2 S6 S7 S8 R3 R4 R5 R6 R7 R8 M1 M4 T1 T2 T3 A1 A2 A3 A4".split()  # noqa: SIM905 - a list
+)
+_PLUGIN: Final = ("G12", "D2", "D3", "D5")
+
+KEPT_BY: Final[Mapping[str, Literal["core", "store", "plugin"]]] = MappingProxyType(
+    {rule: "store" if rule in _STORE else "plugin" if rule in _PLUGIN else "core" for rule in RULES}
+)
+"""Who keeps a rule: core decides it for every backend, a store has to do its part, or it is about a plugin's URI,
+settings and files."""

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from flujo_conformance.harness import Harness
+from flujo_conformance.harness import Harness, Tables
+from flujo_conformance.memory_harness import tables_of
 from flujo_core import StateBackend
-from flujo_core.memory import MemoryBackend
+from flujo_core.memory import _NAMED, MemoryBackend
+from flujo_core.settings import BackendSettings
 
 from . import administration, arguments, life, lists, metadata, outcomes, runs, snapshots, traces, values
 from .registry import MUTANTS, Mutant, forget, maker
@@ -34,12 +36,17 @@ ELSEWHERE: Final = {
 class ZooHarness(Harness):
     """Handles on a mutant, by its name."""
 
+    durable = shared = False
+
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def open(self, namespace: str) -> StateBackend:
+    def open(self, namespace: str, **settings: Any) -> StateBackend:
         mutant = UNBROKEN if self.name == UNBROKEN.name else MUTANTS[self.name]
-        return mutant.make(f"{self.name}-{namespace}")
+        return mutant.make(f"{self.name}-{namespace}", BackendSettings(**settings))
 
     async def wipe(self, namespace: str) -> None:
         forget(f"{self.name}-{namespace}")
+
+    async def raw(self, namespace: str) -> Tables:
+        return tables_of(_NAMED[f"{self.name}-{namespace}"])

@@ -21,7 +21,7 @@ class Mutant:
     rules: tuple[str, ...]
     """The rules it breaks; that of the test which should find it comes first."""
     sentence: str
-    make: Callable[[str], StateBackend]
+    make: Callable[[str, BackendSettings], StateBackend]
     """A handle on a namespace."""
 
 
@@ -42,12 +42,12 @@ def breaks(*rules: str) -> Callable[[Kind], Kind]:
     return register
 
 
-def maker(kind: type[MemoryStore] | type[MemoryBackend]) -> Callable[[str], StateBackend]:
-    def make(namespace: str) -> StateBackend:
+def maker(kind: type[MemoryStore] | type[MemoryBackend]) -> Callable[[str, BackendSettings], StateBackend]:
+    def make(namespace: str, settings: BackendSettings) -> StateBackend:
         if issubclass(kind, MemoryBackend):
-            return kind(namespace)
+            return kind(namespace, settings=settings)
         store, data = kind, _NAMED[namespace]
-        return StateBackend(lambda: store(data), BackendSettings())
+        return StateBackend(lambda: store(data), settings)
 
     return make
 
