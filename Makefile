@@ -16,7 +16,7 @@ VENV ?= .venv
 QUICKSTART_VENV ?= .venv-quickstart
 WHEELHOUSE ?= wheelhouse
 
-MANIFESTS := pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml)
+MANIFESTS := pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml examples/*/pyproject.toml)
 QUICKSTART_SOURCES := $(shell find src flujo_core/src plugins/flujo_sqlite/src -type f -not -name '*.pyc')
 
 # An environment is made anew when a manifest changes, and when the checkout or the interpreter is another one: both names
@@ -59,7 +59,7 @@ test-all:  ## run every test on each Python version that is installed
 	printf "$$summary\n"; [ -z "$$failed" ]
 
 selftest: $(INSTALLED)  ## prove that the conformance suite finds bugs: it must kill every broken backend of the zoo
-	$(VENV)/bin/python -m flujo_conformance.selftest
+	$(VENV)/bin/flujo-conformance selftest
 
 lint: $(INSTALLED)  ## check style, format and types
 	$(VENV)/bin/python -m ruff check

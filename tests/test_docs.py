@@ -65,3 +65,23 @@ def test_the_contract_page_has_the_table_of_today() -> None:
     script = ROOT / "docs" / "update_contract.py"
     result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_authors_guide_prints_files_as_they_are() -> None:
+    text = (ROOT / "docs" / "writing-a-backend.md").read_text(encoding="utf-8")
+    printed = re.findall(r"^`(plugins/[^`]+)`[^\n]*:\n\n```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(printed) == 4
+    for path, code in printed:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert code == source if path.endswith(".py") else code in source, path
+
+
+def test_what_the_authors_guide_quotes_is_said_somewhere() -> None:
+    text = (ROOT / "docs" / "writing-a-backend.md").read_text(encoding="utf-8")
+    table = text[text.index("| It says") : text.index("## What you may use")]
+    quoted = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:]
+    assert len(quoted) > 10
+    sources = [ROOT / "flujo_core" / "src", ROOT / "conformance_tests" / "src"]
+    said = "".join(path.read_text(encoding="utf-8") for source in sources for path in source.rglob("*.py"))
+    said = re.sub(r'"\s+f?"', "", said).replace("{{", "{").replace("}}", "}")
+    assert [words for words in quoted if words.partition(",")[0] not in said] == []

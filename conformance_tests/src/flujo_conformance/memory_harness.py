@@ -11,7 +11,10 @@ from .harness import Tables, UriHarness
 
 class MemoryHarness(UriHarness):
     def __init__(self, uri: str = "memory://{namespace}", **settings: Any) -> None:
-        super().__init__(uri, **settings)
+        super().__init__("memory://{namespace}" if uri == "memory://" else uri, **settings)
+
+    async def database(self) -> str:
+        return "memory"
 
     async def raw(self, namespace: str) -> Tables:
         return tables_of(_NAMED[self.uri(namespace).removeprefix("memory://")])

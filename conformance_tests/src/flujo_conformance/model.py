@@ -400,7 +400,9 @@ class ModelBackend:
             run = self._runs[run_id]
             said = {"status": "failed", "background_error": STALE_ERROR, "updated_at": now}
             if run.snapshot is not None:
+                layer = run.snapshot_layer | {"background_error": STALE_ERROR}
                 run.take_snapshot(run.snapshot | said, now)
+                run.snapshot_layer = layer  # of the row only what marking says changes
             else:
                 run.take_record(said, now)
         return len(stale)

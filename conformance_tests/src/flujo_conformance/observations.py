@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Final
 
 Figure = int | float | str
-UNSUPPORTED = "unsupported"
+UNSUPPORTED: Final = "unsupported"
 
-_current: ContextVar[dict[str, Figure] | None] = ContextVar("observations", default=None)
+_current: ContextVar[list[tuple[str, object]] | None] = ContextVar("observations", default=None)
 
 
 @contextmanager
-def observing() -> Iterator[dict[str, Figure]]:
-    """Collects what is observed inside."""
-    found: dict[str, Figure] = {}
+def observing(found: list[tuple[str, object]]) -> Iterator[None]:
+    """What is observed inside is put into a list, such as the ``user_properties`` of a test of pytest."""
     token = _current.set(found)
     try:
-        yield found
+        yield
     finally:
         _current.reset(token)
 
 
 def observe(name: str, figure: Figure) -> None:
-    """A figure that the report shows beside the test."""
+    """A figure that the report shows beside the test; the last one of a name counts."""
     found = _current.get()
     if found is not None:
-        found[name] = figure
+        found[:] = [one for one in found if one[0] != name] + [(name, figure)]
 
 
 def unsupported(limit: str) -> None:

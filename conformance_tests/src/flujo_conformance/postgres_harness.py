@@ -45,6 +45,13 @@ class PostgresHarness(Harness):
         finally:
             await connection.close()
 
+    async def database(self) -> str:
+        connection = await asyncpg.connect(self._uri)
+        try:
+            return f"PostgreSQL {str(await connection.fetchval('SHOW server_version')).split()[0]}"
+        finally:
+            await connection.close()
+
     async def raw(self, namespace: str) -> Tables:
         connection = await asyncpg.connect(self._uri)
         try:

@@ -6,7 +6,9 @@ import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+from flujo_core import StateBackend
 from flujo_core.uri import file_path, parse_uri
 
 from .harness import Tables, UriHarness
@@ -15,8 +17,27 @@ from .harness import Tables, UriHarness
 class SQLiteHarness(UriHarness):
     """``uri`` is such as ``sqlite:////tmp/x/{namespace}.db``."""
 
+    def __init__(self, uri: str, **settings: Any) -> None:
+        super().__init__(uri, **settings)
+        self._paths: set[Path] = set()
+
+    def open(self, namespace: str, **settings: Any) -> StateBackend:
+        self._paths.add(self._path(namespace))
+        return super().open(namespace, **settings)
+
+    def _path(self, namespace: str) -> Path:
+        return file_path(parse_uri(self.uri(namespace)))
+
+    async def remove(self) -> None:
+        for path in self._paths:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+    async def database(self) -> str:
+        return f"SQLite {sqlite3.sqlite_version}"
+
     async def raw(self, namespace: str) -> Tables:
-        return await asyncio.to_thread(_tables, file_path(parse_uri(self.uri(namespace))))
+        return await asyncio.to_thread(_tables, self._path(namespace))
 
 
 def _tables(path: Path) -> Tables:

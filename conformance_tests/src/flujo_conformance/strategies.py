@@ -20,7 +20,7 @@ from flujo_conformance.fields import STATUSES
 
 Strategy = st.SearchStrategy
 
-RUN_IDS = ("r", "R", "caf\u00e9", "cafe\u0301", "100%_'\"; --", "\U0001f600")
+RUN_IDS = ("r", "R", "caf\u00e9", "cafe\u0301", "r%_'\"; --", "\U0001f600")
 """Two that differ in case, two in Unicode normalisation only, one for LIKE and quotes, one outside the BMP."""
 
 PIPELINES = ("p", "P", "p_", "unknown", "latest", 'O\'Brien "x"')

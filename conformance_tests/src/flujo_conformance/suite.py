@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
@@ -14,6 +14,8 @@ from .observations import observing
 from .rules import rules_of
 from .suite_administration import AdministrationPart
 from .suite_arguments import ArgumentsPart
+from .suite_concurrency import ConcurrencyPart
+from .suite_interruption import InterruptionPart
 from .suite_life import LifePart
 from .suite_lists import ListsPart
 from .suite_metadata import MetadataPart
@@ -30,6 +32,8 @@ class StateBackendSuite(
     ValuesPart,
     ArgumentsPart,
     OutcomesPart,
+    ConcurrencyPart,
+    InterruptionPart,
     SnapshotsPart,
     RunsPart,
     ListsPart,
@@ -47,12 +51,10 @@ class StateBackendSuite(
         return self.harness
 
     @pytest.fixture(autouse=True)
-    def _observed(self, record_property: Callable[[str, object], None]) -> Iterator[None]:
+    def _observed(self, request: pytest.FixtureRequest) -> Iterator[None]:
         """What a test observes stands in pytest's reports too."""
-        with observing() as found:
+        with observing(request.node.user_properties):
             yield
-        for name, figure in found.items():
-            record_property(name, figure)
 
     @pytest.fixture(autouse=True)
     def _exempted(self, request: pytest.FixtureRequest, state_harness: Harness) -> None:

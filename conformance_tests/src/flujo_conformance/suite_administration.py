@@ -320,6 +320,18 @@ class AdministrationPart:
         assert await here.one.cleanup_stale_background_tasks(24) == 1
 
     @on_fresh_data
+    async def test_a5_marking_a_task_takes_back_nothing_that_was_recorded_since_its_save(self, here: Handles) -> None:
+        await _save(here.one, "r", HOUR * 24 + TICK, is_background_task=True, total_steps=5)
+        recorded = {"run_id": "r", "total_steps": 7, "execution_time_ms": 3, "updated_at": here.clock.now - HOUR * 25}
+        await here.one.save_run_start(recorded | {"parent_run_id": "p"})
+        assert await here.two.cleanup_stale_background_tasks(24) == 1
+        row = await row_of(here.one)
+        assert (row["status"], row["total_steps"], row["execution_time_ms"], row["parent_run_id"]) == (
+            "failed", 7, 3.0, "p",
+        )  # fmt: skip
+        assert (await loaded(here.one))["total_steps"] == 5
+
+    @on_fresh_data
     async def test_a5_a_task_that_is_saved_meanwhile_is_not_lost(self, here: Handles) -> None:
         new = plain_state(is_background_task=True, mine="new")
         tasks = [f"r{number}" for number in reversed(range(10))]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from . import strategies as make
+from .answers import Call
 from .containment import contains
 from .harness import Harness
-from .machine import Call
 from .profile import examples
 from .strategies import plain_state
 from .suite_support import (

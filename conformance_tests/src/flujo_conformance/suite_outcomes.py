@@ -10,10 +10,10 @@ import pytest
 
 from flujo_core.errors import FlujoStateError, InvalidStateError, RunNotFoundError, StateConflictError
 
+from .answers import Call
+from .gate import hold_against_the_oracle
 from .harness import Harness
-from .machine import Call, ContractMachine
-from .observations import unsupported
-from .profile import run_machine
+from .observations import observe, unsupported
 from .strategies import plain_state
 from .suite_support import (
     Handles,
@@ -209,9 +209,11 @@ class OutcomesPart:
         await asyncio.gather(*steps)
         assert [step["step_index"] for step in await here.one.list_run_steps("r")] == list(range(30))
 
-    @pytest.mark.filterwarnings("ignore:Generating overly large repr")
     def test_g10_any_sequence_of_calls_answers_as_the_model(self, state_harness: Harness) -> None:
-        run_machine(type("Machine", (ContractMachine,), {"harness": state_harness}), 12, steps=30)
+        seen = hold_against_the_oracle(state_harness, 10, steps=24)
+        observe("calls", seen.calls)
+        observe("witnesses", seen.figures())
+        seen.demand()
 
     @on_fresh_data
     async def test_g10_another_handle_reads_what_one_wrote(self, here: Handles) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from flujo_core.errors import InvalidStateError, RunNotFoundError
 
 from . import strategies as make
+from .answers import Call
 from .harness import Harness
-from .machine import START, Call
+from .machine import START
 from .profile import examples
 from .strategies import NOON, plain_state
 from .suite_support import (

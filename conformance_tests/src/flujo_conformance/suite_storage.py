@@ -11,8 +11,9 @@ import pytest
 
 from flujo_core.errors import FlujoStateError
 
+from .answers import Call
 from .harness import Harness
-from .machine import NAMESPACE, Call
+from .machine import NAMESPACE
 from .observations import observe
 from .strategies import plain_state
 from .suite_support import Handles, call, everything, fill, on_fresh_data

@@ -16,9 +16,10 @@ import pytest
 from flujo_core import StateBackend
 from flujo_core.errors import InvalidStateError
 
+from .answers import Call
 from .compare import difference
 from .harness import Harness
-from .machine import NAMESPACE, Call, Clock, ContractMachine
+from .machine import NAMESPACE, Clock, ContractMachine
 from .strategies import plain_state
 
 
@@ -66,7 +67,7 @@ def on_fresh_data(
 @contextmanager
 def beside_the_oracle(harness: Harness, *, fresh: bool = True) -> Iterator[ContractMachine]:
     """Two handles and the oracle, all empty; ``check`` makes a call on both and compares."""
-    machine_type: Any = type("Beside", (ContractMachine,), {"harness": harness})
+    machine_type: Any = type("Beside", (ContractMachine,), {"harnesses": {"backend": harness}})
     machine: ContractMachine = machine_type()
     try:
         machine.start()

@@ -22,8 +22,8 @@ from pydantic import BaseModel, SecretStr
 from flujo_core.errors import InvalidStateError
 
 from . import strategies as make
+from .answers import Call
 from .harness import Harness
-from .machine import Call
 from .profile import examples
 from .strategies import BAD_JSON, INVALID_STATES, nested, plain_state
 from .suite_support import (

@@ -149,7 +149,16 @@ class Administration(Lifecycle):
     ) -> tuple[Callable[[Draft], object], int]:
         if state is not None:
             # What could be saved can be marked.
-            return self._save_any_size(run_id, {**state, **failed}, state["revision"])
+            save, size = self._save_any_size(run_id, {**state, **failed}, state["revision"])
+
+            def mark(draft: Draft) -> None:
+                row = dict(draft.run.saved) if draft.run else {}
+                save(draft)
+                # Of the row only what marking says changes: the loaded state repeats older words, and says defaults.
+                if draft.run:
+                    draft.run.saved = {**row, "background_error": failed["background_error"]}
+
+            return mark, size
         data = RunData(run_id, failed, "end_data")
 
         def end(draft: Draft) -> None:

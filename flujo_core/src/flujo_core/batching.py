@@ -103,6 +103,8 @@ class Batcher:
         self._waiting.append(operation)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="flujo group commit")
+            # A task that is cancelled before it begins runs no line of its own.
+            self._task.add_done_callback(lambda task: self._end() if self._task is task else None)
         return await operation.future
 
     async def drain(self) -> None:
@@ -120,11 +122,14 @@ class Batcher:
                 elif self._apart:
                     await asyncio.wait(list(self._apart.values()), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._task = None
-            # Only a cancelled task leaves operations behind: the loop is ending.
-            for operation in self._waiting:
-                _cancel(operation)
-            self._waiting.clear()
+            self._end()
+
+    def _end(self) -> None:
+        self._task = None
+        # Only a cancelled task leaves operations behind: the loop is ending.
+        for operation in self._waiting:
+            _cancel(operation)
+        self._waiting.clear()
 
     def _gather(self) -> list[_Work]:
         """The next batch, in byte order of run_id (text sorts as its UTF-8); what can't go yet stays in order."""
@@ -265,15 +270,16 @@ class Batcher:
             self._unknown(work)
 
     def _set_apart(self, work: _Work) -> None:
-        async def alone() -> None:
-            try:
-                await self._settle([work])
-            finally:
-                # Locked anew, it has been set apart once more: that task holds the place now.
-                if self._apart.get(work.run_id) is asyncio.current_task():
-                    del self._apart[work.run_id]
+        def ended(task: asyncio.Task[None]) -> None:
+            # Locked anew, it has been set apart once more: that task holds the place now.
+            if self._apart.get(work.run_id) is task:
+                del self._apart[work.run_id]
+            if task.cancelled():  # perhaps before it began
+                _fail(work.operations, asyncio.CancelledError())
 
-        self._apart[work.run_id] = asyncio.get_running_loop().create_task(alone(), name="flujo commit of a locked run")
+        task = asyncio.get_running_loop().create_task(self._settle([work]), name="flujo commit of a locked run")
+        self._apart[work.run_id] = task
+        task.add_done_callback(ended)
 
     def _answer(self, work: _Work, operation_id: bytes | None = None) -> None:
         assert work.draft is not None

@@ -13,7 +13,7 @@ from .codec import encode_document
 from .migrations import MigrationReport, SchemaStatus
 from .model import RunInfo
 from .runs import Draft, Run
-from .sessions import Sessions
+from .sessions import Sessions, to_its_end
 from .store import RunQuery, Store
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Lifecycle:
             await store.open(create=create)
             return await use(store)
         finally:
-            await store.close()
+            await to_its_end(store.close(), store)
 
     async def _store(self) -> Store:
         return (await self._sessions.current()).store

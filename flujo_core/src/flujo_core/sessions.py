@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from .batching import Batcher
 from .errors import StorageTimeoutError, StorageUnavailableError
@@ -31,6 +31,14 @@ class Session:
         """How many calls wait for the opening."""
 
 
+async def to_its_end(closing: Coroutine[Any, Any, None], store: Store) -> None:
+    """Closes a store also if the caller stops waiting: to stop in the middle would leave connections open that nobody
+    knows of any more."""
+    task = asyncio.get_running_loop().create_task(closing, name="flujo closing")
+    task.add_done_callback(lambda task: store.abandon() if task.cancelled() else task.exception())
+    await asyncio.shield(task)
+
+
 class Sessions:
     def __init__(self, make_store: Callable[[], Store], settings: BackendSettings) -> None:
         self._make_store = make_store
@@ -47,8 +55,11 @@ class Sessions:
             self._abandon_dead()
             session = Session(self._make_store(), self._settings)
             session.opening = loop.create_task(self._open(key, session), name="flujo opening")
-            # A failure that nobody waits for any more is told to the next caller, who opens anew.
-            session.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+            # A failure that nobody waits for any more is told to the next caller, who opens anew; so does the one after
+            # an opening that was cancelled, which may not have begun.
+            session.opening.add_done_callback(
+                lambda task: self._forget(key, session) if task.cancelled() else task.exception()
+            )
             self._sessions[key] = session
         if session.opening is not None:
             await self._opened(session, session.opening)
@@ -97,13 +108,16 @@ class Sessions:
                 session.store.abandon()
 
     async def close(self) -> None:
-        """Settle and close the running loop's session, within close_timeout."""
+        """Settle and close the running loop's session, within close_timeout, also if the caller stops waiting."""
         self._abandon_dead()
         key = (os.getpid(), id(asyncio.get_running_loop()))
         session = self._sessions.get(key)
         if session is None or session.loop is not asyncio.get_running_loop():
             return
         self._forget(key, session)
+        await to_its_end(self._close(session), session.store)
+
+    async def _close(self, session: Session) -> None:
         limit = self._settings.close_timeout
         try:
             async with asyncio.timeout(limit):

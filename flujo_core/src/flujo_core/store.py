@@ -115,7 +115,8 @@ class Change:
     wipe: bool = False
     """First remove all that is the run's, its row included."""
     row: RunRow | None = None
-    """The run's row from now on; None: no row (then only ``wipe`` is set)."""
+    """The run's row from now on; None: no row (then only ``wipe`` is set). With a new row neither ``snapshot`` nor
+    ``metadata`` is KEEP. Its ``created_at`` may differ from the old one's, when a placeholder is completed."""
     snapshot: str | Keep | None = KEEP
     """The snapshot document from now on; None: no snapshot."""
     metadata: str | Keep = KEEP
@@ -123,11 +124,13 @@ class Change:
     history_length: int | None = None
     """Remove history from this position on; None: none."""
     history: list[HistoryEntry] = field(default_factory=list)
-    """Entries to put, replacing what is at their positions."""
+    """Entries to put, replacing what is at their positions; no position twice."""
     steps: list[StepRecord] = field(default_factory=list)
+    """No record id twice."""
     drop_trace_spans: bool = False
     """Remove the spans that have ``from_trace``, before ``spans`` are put."""
     spans: list[SpanRecord] = field(default_factory=list)
+    """In this order: a span may come twice."""
     trace: str | None = None
     """The trace document to put; None: leave it."""
     details: dict[str, str] = field(default_factory=dict)
@@ -185,6 +188,7 @@ class RunQuery:
     """Only what comes behind this (order value, run_id)."""
     limit: int | None = None
     offset: int = 0
+    """Each at most 2**63 - 1; their sum may be more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +214,14 @@ class RunStatistic:
 class Store(ABC):
     """One open database, used from one event loop. Every method raises only `FlujoStateError`s and the two below.
 
-    A method may be called concurrently with any other; ``commit`` only from one task at a time, unless the store says
-    `concurrent_commits`.
+    A method may be called concurrently with any other. Of two commits at once, one is a lone change of a run that was
+    BUSY. Any call may be cancelled, the opening too: no lock, transaction or connection stays behind.
+
+    Several stores of one process on one database are normal: for several handles and event loops, and for a migration
+    beside them. A forked child makes stores of its own and never touches its parent's.
+
+    What core does about an error: after `Interrupted` it tries again, for ``lock_timeout``; after `CommitUnknown` it
+    looks whether the change is there; after any other error of a batch it commits each change alone.
     """
 
     @abstractmethod
@@ -221,11 +231,12 @@ class Store(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Release everything; wait for what runs. Called once; also after a failed ``open``."""
+        """Release everything; wait for what runs. Called once; also after a failed or cancelled ``open``."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """Release what can be released without a loop: the one it was used from is closed. Takes a moment at most."""
+        """Release what can be released without a loop: the one it was used from is closed, or ``close`` took too long
+        and may still be running. Takes a moment at most."""
 
     @abstractmethod
     async def schema_status(self) -> SchemaStatus:
@@ -247,7 +258,7 @@ class Store(ABC):
 
     @abstractmethod
     async def stored_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
-        """What is stored of these runs; a run that isn't stored is missing in the answer."""
+        """What is stored of these runs, of each in one consistent view; one that isn't stored is missing."""
 
     @abstractmethod
     async def load(self, run_id: str) -> Snapshot | None:
@@ -263,7 +274,7 @@ class Store(ABC):
 
     @abstractmethod
     async def run_details(self, run_id: str) -> tuple[str, dict[str, str]] | None:
-        """The ``run`` document, placeholder or not, and the documents of its details."""
+        """The ``run`` document, placeholder or not, and the documents of its details, from one consistent view."""
 
     @abstractmethod
     async def step_cost(self, run_id: str, record_id: str) -> float | None:

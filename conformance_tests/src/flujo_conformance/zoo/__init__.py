@@ -1,6 +1,6 @@
 """Does the suite find bugs? A zoo of backends, each broken in one way, that a good suite tells from an unbroken one.
 
-``python -m flujo_conformance.selftest`` runs the suite on each.
+``flujo-conformance selftest`` runs the suite on each.
 """
 
 from __future__ import annotations
@@ -13,24 +13,40 @@ from flujo_core import StateBackend
 from flujo_core.memory import _NAMED, MemoryBackend
 from flujo_core.settings import BackendSettings
 
-from . import administration, arguments, life, lists, metadata, outcomes, runs, snapshots, traces, values
+from . import (
+    administration,
+    arguments,
+    concurrency,
+    interruption,
+    life,
+    lists,
+    metadata,
+    outcomes,
+    runs,
+    snapshots,
+    traces,
+    values,
+)
 from .registry import MUTANTS, Mutant, forget, maker
 
-__all__ = ["ELSEWHERE", "MUTANTS", "UNBROKEN", "Mutant", "ZooHarness"]
+__all__ = ["MUTANTS", "UNBROKEN", "Mutant", "ZooHarness"]
 
-_FILES = (life, outcomes, values, arguments, snapshots, runs, lists, metadata, traces, administration)
+_FILES = (
+    life,
+    outcomes,
+    interruption,
+    concurrency,
+    values,
+    arguments,
+    snapshots,
+    runs,
+    lists,
+    metadata,
+    traces,
+    administration,
+)
 
 UNBROKEN: Final = Mutant("unbroken", (), "The backend that all others are made from.", maker(MemoryBackend))
-
-ELSEWHERE: Final = {
-    "G12": "no wait can be made to last through the public methods; the plugins' tests hold locks and connections",
-    "D1": "it is decided in core before there is a backend; core's tests prove it",
-    "D2": "it is about SQLite files; the SQLite plugin's tests prove it",
-    "D3": "it is about libpq's grammar; the PostgreSQL plugin's tests prove it",
-    "D4": "it is decided in core before there is a backend; core's tests prove it",
-    "D6": "no public method writes a document in a newer format; the tests of core and of the plugins do",
-}
-"""Rules that no test of the suite proves, because no backend's public methods can show them, and who proves them."""
 
 
 class ZooHarness(Harness):
@@ -48,5 +64,5 @@ class ZooHarness(Harness):
     async def wipe(self, namespace: str) -> None:
         forget(f"{self.name}-{namespace}")
 
-    async def raw(self, namespace: str) -> Tables:
+    async def raw(self, namespace: str) -> Tables | None:
         return tables_of(_NAMED[f"{self.name}-{namespace}"])

@@ -85,8 +85,8 @@ class FailedByCreation(MemoryStore):
 class StepsDontUpdate(Meddling):
     """A step does not make its run last updated."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.before: dict[str, Any] = {}
 
     def meddle(self, draft: Draft) -> None:
@@ -230,8 +230,8 @@ class NoneIsMissing(MemoryBackend):
 class FirstSetStays(MemoryBackend):
     """updated_at of a system state is when it was first set."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.first: dict[str, datetime] = {}
 
     async def get_system_state(self, key: str) -> SystemState | None:

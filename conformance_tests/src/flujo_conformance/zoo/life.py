@@ -24,8 +24,8 @@ from .registry import breaks
 class WritesWhenMade(MemoryBackend):
     """The constructor does I/O: it opens a file for writing."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         with Path(os.devnull).open("a"):
             pass
 
@@ -34,8 +34,8 @@ class WritesWhenMade(MemoryBackend):
 class StartsAThreadWhenMade(MemoryBackend):
     """The constructor starts a thread."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         threading.Thread(target=time.sleep, args=(1,), daemon=True).start()
 
 
@@ -84,8 +84,8 @@ class EntersAsAnother(MemoryBackend):
 class ShutdownCutsOff(MemoryBackend):
     """shutdown() cancels the writes that are under way."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.calls: set[asyncio.Task[Any]] = set()
 
     async def _write(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,8 +167,8 @@ class ForkedChildFails(MemoryBackend):
 class OneStoreForAllLoops(MemoryBackend):
     """A lock of the first event loop that has to wait for it hinders all others."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.lock = asyncio.Lock()
 
     async def _write(self, *args: Any, **kwargs: Any) -> Any:
@@ -200,8 +200,8 @@ class SchemaMovesWhenLookedAt(MemoryStore):
 class IterationsHoldConnections(MemoryBackend):
     """An open iteration holds one of ten connections."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.open = 0
 
     async def _pages(self, *args: Any) -> AsyncIterator[RunInfo]:

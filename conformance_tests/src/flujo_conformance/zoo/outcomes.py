@@ -153,8 +153,8 @@ class CancelledFirstCallLeavesItShut(MemoryBackend):
 class StaleRead(MemoryBackend):
     """A handle answers from its cache until it writes itself."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.cache: dict[str, State | None] = {}
 
     async def load_state(self, run_id: str) -> State | None:
@@ -194,8 +194,8 @@ class TornLoad(MemoryStore):
 class RemembersTheDeleted(MemoryBackend):
     """After another handle deleted a run, a handle still shows the details that it knew."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.known: dict[str, Any] = {}
 
     async def load_state(self, run_id: str) -> State | None:

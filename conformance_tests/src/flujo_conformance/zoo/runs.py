@@ -140,8 +140,8 @@ class SynonymsNotMerged(MemoryBackend):
 class SnapshotsWin(Saving, Meddling):
     """What a record says of a field never counts while a snapshot says something else."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.saved: dict[str, dict[str, Any]] = {}
 
     def after(self, draft: Draft, state: dict[str, Any]) -> None:
@@ -175,8 +175,8 @@ class RecordIdAppends(Meddling):
 class RecordIdsOfAllRuns(MemoryBackend):
     """A record_id that another run has replaces nothing, but is not kept either."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.known: dict[str, str] = {}
 
     async def save_step_result(self, step_data: Mapping[str, Any]) -> None:

@@ -165,8 +165,8 @@ class UpdatedAtIsNow(Saving):
 class UpdatedAtOnlyForward(Meddling):
     """updated_at of a row never goes back."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.latest: dict[str, datetime] = {}
 
     def meddle(self, draft: Draft) -> None:
@@ -296,8 +296,8 @@ class NothingToDelete(MemoryBackend):
 class RevisionsGoOn(Meddling):
     """After a deletion revisions go on where they were."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.deleted: dict[str, int] = {}
 
     def meddle(self, draft: Draft) -> None:

@@ -169,8 +169,8 @@ class DatesRestored(_Bending):
 class SharedResult(MemoryBackend):
     """Two loads of one revision return one and the same object, which a caller may change for all."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.cache: dict[tuple[str, int], State] = {}
 
     async def load_state(self, run_id: str) -> State | None:
@@ -182,8 +182,8 @@ class SharedResult(MemoryBackend):
 class SharedSteps(MemoryBackend):
     """All lists of one length of a run's steps are one and the same object."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **more)
         self.cache: dict[tuple[str, int], list[Step]] = {}
 
     async def list_run_steps(self, run_id: str) -> list[Step]:
@@ -300,8 +300,8 @@ class KeysMerged(Lenient):
 class NoSizeLimit(MemoryBackend):
     """A document may be of any size."""
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(name, settings=BackendSettings(max_document_bytes=2**60))
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name, **{**more, "settings": BackendSettings(max_document_bytes=2**60)})
 
     @property
     def settings(self) -> BackendSettings:

@@ -153,7 +153,7 @@ class Connections:
         return self._target.shown
 
     async def open(self) -> None:
-        settings = self._settings
+        settings, pool = self._settings, None
         try:
             self._target.check_files()
             pool = asyncpg.create_pool(
@@ -173,6 +173,10 @@ class Connections:
         finally:
             if self._pool is None:
                 self._closed = True
+                if pool is not None:
+                    # Else its maintenance would try to replace the connections for ever; one that isn't made has none.
+                    with contextlib.suppress(asyncpg.InterfaceError):
+                        pool.terminate()
                 for connection in list(self._made):
                     connection.terminate()
         if version < OLDEST:
@@ -252,9 +256,15 @@ class Connections:
                     connection.terminate()
             raise
         finally:
-            # What was done is done, also if the connection turns out to be broken now: asyncpg has ended it then.
-            with contextlib.suppress(Exception):
-                await pool.release(connection, timeout=CANCEL_TIMEOUT)
+            try:
+                # What was done is done, also if the connection turns out to be broken now: asyncpg has ended it then.
+                with contextlib.suppress(Exception):
+                    await pool.release(connection, timeout=CANCEL_TIMEOUT)
+            except asyncio.CancelledError:
+                # asyncpg releases in a task of its own; where that was cancelled, the pool would wait for ever.
+                with contextlib.suppress(asyncpg.InterfaceError):
+                    connection.terminate()
+                raise
 
     async def close(self) -> None:
         pool, self._pool, self._closed = self._pool, None, True

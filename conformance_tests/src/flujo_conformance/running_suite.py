@@ -1,4 +1,4 @@
-"""Is a backend of the zoo told from an unbroken one? The whole suite on it; pytest runs it for `selftest_run`."""
+"""Does the backend of a harness keep the contract? The whole suite on it; pytest runs it for `running`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 
 from . import StateBackendSuite
 from .harness import Harness
-from .selftest_run import HARNESS
+from .running import HARNESS
 
 
-class TestMutant(StateBackendSuite):
+class TestBackend(StateBackendSuite):
     @pytest.fixture
     def state_harness(self, pytestconfig: pytest.Config) -> Harness:
         return pytestconfig.stash[HARNESS]

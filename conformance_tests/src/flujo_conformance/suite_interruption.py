@@ -1,0 +1,499 @@
+"""What is left of a call that was cut off: cancelled at any await, out of time, or killed with its process (G9)?"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count, product
+from typing import Any, Final
+
+import pytest
+
+from flujo_core import StateBackend
+from flujo_core.errors import FlujoStateError, OutcomeUnknownError
+
+from .answers import Call, disagreement
+from .compare import difference
+from .harness import Harness
+from .interruption import Cancel, Stepping, When, Whom, at_every_point, step
+from .killed import KINDS, RUNS, written_until_killed
+from .leaks import held, left
+from .machine import NAMESPACE, START, Clock
+from .model import ModelBackend
+from .observations import observe, unsupported
+from .profile import chosen_seed, times
+from .strategies import plain_state
+from .suite_storage import stored, unexpected
+from .suite_support import Handles, call, ids, loaded, on_fresh_data, same
+
+LIMIT: Final = 10
+"""Seconds after which a call counts as stuck."""
+SWEEPS: Final[tuple[tuple[Whom, When], ...]] = (
+    ("any", "at once"),
+    ("caller", "late"),
+    ("any", "late"),
+    ("caller", "at once"),
+)
+"""The manners of cancelling, the most telling first: a quick profile takes the first ones, others all."""
+LONG_AGO: Final = START - timedelta(days=100)
+REST: Final[Call] = ("set_system_state", ("k", "rest"), {})
+
+
+@dataclass(frozen=True)
+class Case:
+    """Calls that are made at the same time, on runs of their own."""
+
+    before: list[Call]
+    """What is there when they begin."""
+    calls: list[Call]
+    runs: list[str]
+    """Those that they may change, each of them in one transaction."""
+
+
+def _state(run_id: str, number: int, **more: Any) -> dict[str, Any]:
+    """A state of which each part tells its number."""
+    history = [{"entry": place, "of": number if place % 3 else 0} for place in range(4 + 3 * number)]
+    return plain_state(
+        step_history=history, metadata={"of": run_id, "n": number}, mine=number, error_message=str(number), **more
+    )
+
+
+def _save(run_id: str, number: int, **more: Any) -> Call:
+    return "save_state", (run_id, _state(run_id, number, **more)), {}
+
+
+def _step(run_id: str, **more: Any) -> Call:
+    return "save_step_result", ({"run_id": run_id, "step_name": "s", "step_index": 0, **more},), {}
+
+
+def _full(run_id: str) -> list[Call]:
+    """Some of everything that a run can have."""
+    return [
+        _save(run_id, 1),
+        ("save_run_start", ({"run_id": run_id, "started": "yes"},), {}),
+        _step(run_id, record_id="one", cost=0.5),
+        ("save_trace", (run_id, {"span_id": "t", "name": "trace", "end_time": 1}), {}),
+        ("save_spans", (run_id, [{"span_id": "a", "start_time": 1}, {"span_id": "b", "start_time": 2}]), {}),
+        ("persist_evaluation", (run_id, 0.5, "good"), {}),
+    ]
+
+
+def _on_a_full_run(method: str, *args: Any) -> Callable[[str], Case]:
+    return lambda run_id: Case(_full(run_id), [(method, (run_id, *args), {})], [run_id])
+
+
+def _old_runs(run_id: str) -> Case:
+    runs = [run_id, f"{run_id} too"]
+    before = [
+        one
+        for name in runs
+        for one in (_save(name, 1, created_at=LONG_AGO, updated_at=LONG_AGO), _step(name, created_at=LONG_AGO))
+    ]
+    return Case(before, [("cleanup_old_workflows", (30,), {})], runs)
+
+
+def _stale_runs(run_id: str) -> Case:
+    runs = [run_id, f"{run_id} too"]
+    before = [_save(name, 1, is_background_task=True, updated_at=LONG_AGO) for name in runs]
+    return Case(before, [("cleanup_stale_background_tasks", (), {})], runs)
+
+
+def _several(run_id: str) -> Case:
+    """Four writes of three runs, which meet in one batch."""
+    other, new = f"{run_id} other", f"{run_id} new"
+    calls = [_save(run_id, 2), _save(run_id, 3), _step(other, output=1), _save(new, 2)]
+    return Case([*_full(run_id), _save(other, 1)], calls, [run_id, other, new])
+
+
+# --- what may be there afterwards ------------------------------------------------------------------------------------
+
+
+def _view(run_id: str) -> list[Call]:
+    """All that can be read of a run, by its indexes too."""
+    return [
+        ("get_run_details", (run_id,), {}),
+        ("load_state", (run_id,), {}),
+        ("list_run_steps", (run_id,), {}),
+        ("get_spans", (run_id,), {}),
+        ("get_trace", (run_id,), {}),
+        ("list_evaluations", (None, run_id), {}),
+        *(("list_runs", (), {"metadata_filter": {"of": run_id, "n": number}}) for number in (1, 2)),
+        ("get_system_state", ("k",), {}),
+    ]
+
+
+def _asked(model: ModelBackend, one: Call) -> Any:
+    method, args, kwargs = one
+    return getattr(model, method)(*args, **kwargs)
+
+
+def _is_open(answer: Any) -> bool:
+    """Whether a call that ended so may have had its effect or not."""
+    if isinstance(answer, FlujoStateError):
+        return isinstance(answer, OutcomeUnknownError)
+    return isinstance(answer, BaseException)
+
+
+def _possible(case: Case, answers: Sequence[Any], probes: list[Call], clock: Clock) -> Iterator[ModelBackend]:
+    """What may be there: all that returned and nothing that failed, with or without each call whose outcome is open."""
+    effects = [
+        (False, True) if _is_open(answer) else (False,) if isinstance(answer, FlujoStateError) else (True,)
+        for answer in answers
+    ]
+    for chosen in product(*effects):
+        model = ModelBackend(clock)
+        for one in (REST, *case.before):
+            _asked(model, one)
+        said = [_asked(model, one) if yes else None for one, yes in zip(case.calls, chosen, strict=True)]
+        for one in probes:
+            _asked(model, one)
+        wrong = [
+            (wanted, got)
+            for wanted, got, outcomes in zip(said, answers, effects, strict=True)
+            if outcomes == (True,) and difference(wanted, got) is not None
+        ]
+        if not wrong:
+            yield model
+
+
+async def _check(case: Case, answers: Sequence[Any], probes: list[Call], backend: StateBackend, where: str) -> None:
+    """Each run of the case is, for a reader, as some model of what may be there says."""
+    models = list(_possible(case, answers, probes, backend.clock))  # type: ignore[arg-type]
+    assert models, f"{where}: the calls answered {answers!r:.300}, which they can't have"
+    for run_id in case.runs:
+        view = _view(run_id)
+        found = await asyncio.gather(*(call(backend, one) for one in view))
+        differences = []
+        for model in models:
+            asked = zip(view, found, strict=True)
+            wrong = [f"{one[0]}: {why}" for one, got in asked if (why := disagreement(one, _asked(model, one), got))]
+            if not wrong:
+                break
+            differences += wrong[:1]
+        else:
+            shown = "\n".join(f"  {why}" for why in differences)
+            pytest.fail(f"{where}: {answers!r:.200} left {run_id!r} neither old nor new:\n{shown}")
+
+
+@asynccontextmanager
+async def _in_time(what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(LIMIT):
+            yield
+    except TimeoutError:
+        pytest.fail(f"{what}: no end after {LIMIT} s")
+
+
+async def _goes_on(case: Case, answers: Sequence[Any], one: StateBackend, two: StateBackend, where: str) -> None:
+    """After calls that were cut off: what is there is old or new, and both handles write and read on."""
+    if not any(map(_is_open, answers)):
+        # Whatever returned is there before anybody writes anything else.
+        await _check(case, answers, [], two, where)
+    # A write of the same handle comes after what cancelled calls may still do.
+    probes = [_step(run_id, step_index=9, record_id="probe") for run_id in case.runs]
+    async with _in_time(f"{where}: the next write of the handle"):
+        await asyncio.gather(*(call(one, probe) for probe in probes))
+    async with _in_time(f"{where}: a read of another handle"):
+        await _check(case, answers, probes, two, where)
+    async with _in_time(f"{where}: a write of another handle and a read of the first"):
+        for run_id in case.runs:
+            assert await two.delete_run(run_id) is True
+            assert await one.get_run_details(run_id) is None
+
+
+# --- stepping through calls ------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _nothing_left(here: Handles) -> AsyncIterator[None]:
+    """After the block nothing is held, and no row is there, that was not before; the handles are open in it."""
+    await call(here.one, REST)
+    await here.two.count_runs()
+    rows = None if await here.harness.raw(NAMESPACE) is None else await stored(here.harness)
+    await here.shutdown()
+    before = held()
+    await asyncio.gather(here.one.count_runs(), here.two.count_runs())
+    yield
+    await call(here.one, REST)
+    async with _in_time("the shutdown of all handles"):
+        await here.shutdown()
+    more = await left(before)
+    assert not more, f"file descriptors, threads or tasks of cancelled calls are left: {more}"
+    if rows is not None:
+        assert not unexpected(rows, await stored(here.harness)), "rows of cancelled calls are left"
+
+
+async def _old_or_new(here: Handles, make: Callable[[str], Case], *, victims: int = 1, manners: int = 1) -> None:
+    """A case, cancelled at every point in so many manners: a thorough profile takes all of them."""
+    numbers = count()
+
+    async def trial(cancel: Cancel, victim: int, writer: StateBackend) -> Stepping:
+        case = make(f"run {next(numbers)}")
+        for one in case.before:
+            await call(writer, one)
+        calls = [call(here.one, one) for one in case.calls]
+        stepping, answers = await step(calls, cancel, victim=victim, limit=LIMIT)
+        await _goes_on(case, answers, here.one, here.two, f"{case.calls[victim][0]}, {cancel}")
+        return stepping
+
+    most = 0
+    async with _nothing_left(here):
+        for number, (whom, when) in enumerate(SWEEPS[: times(manners)]):
+            # What the handle knows of the run when it begins: what is there, or nothing.
+            writer = (here.one, here.two, here.two, here.one)[number]
+            for victim in range(victims if whom == "caller" else 1):
+
+                def each(cancel: Cancel, victim: int = victim, writer: StateBackend = writer) -> Awaitable[Stepping]:
+                    return trial(cancel, victim, writer)
+
+                most = max(most, await at_every_point(each, whom, when))
+    _points(here.harness, most)
+
+
+def _points(harness: Harness, number: int) -> None:
+    observe("points", number)
+    # In memory a call may be done before anybody could cancel it.
+    assert number > 0 or not harness.durable, "a call that stores something durably can't be done without waiting"
+
+
+class InterruptionPart:
+    @on_fresh_data
+    async def test_g9_a_first_save_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        await _old_or_new(here, lambda run_id: Case([], [_save(run_id, 2)], [run_id]))
+
+    @on_fresh_data
+    async def test_g9_a_save_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        await _old_or_new(here, lambda run_id: Case([_save(run_id, 1)], [_save(run_id, 2)], [run_id]), manners=2)
+
+    @on_fresh_data
+    async def test_g9_a_shorter_save_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        await _old_or_new(here, lambda run_id: Case([_save(run_id, 2)], [_save(run_id, 1)], [run_id]))
+
+    @on_fresh_data
+    async def test_g9_delete_state_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        await _old_or_new(here, _on_a_full_run("delete_state"))
+
+    @on_fresh_data
+    async def test_g9_delete_run_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        await _old_or_new(here, _on_a_full_run("delete_run"), manners=2)
+
+    @on_fresh_data
+    async def test_g9_save_run_start_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        def make(run_id: str) -> Case:
+            data = {"run_id": run_id, "pipeline_name": "p", "metadata": {"of": run_id, "n": 2}, "mine": 2}
+            return Case([_step(run_id)], [("save_run_start", (data,), {})], [run_id])
+
+        await _old_or_new(here, make)
+
+    @on_fresh_data
+    async def test_g9_save_run_end_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        end = {"status": "failed", "error_message": "2", "total_cost": 2.0, "final_context": {"n": 2}, "mine": 2}
+        await _old_or_new(here, _on_a_full_run("save_run_end", end))
+
+    @on_fresh_data
+    async def test_g9_a_repeated_step_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        def make(run_id: str) -> Case:
+            return Case(_full(run_id), [_step(run_id, record_id="one", step_index=2, cost=2.0, output=2)], [run_id])
+
+        await _old_or_new(here, make)
+
+    @on_fresh_data
+    async def test_g9_save_spans_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        spans = [{"span_id": name, "start_time": 3.0, "end_time": 4.0, "status": "done"} for name in "tbc"]
+        await _old_or_new(here, _on_a_full_run("save_spans", spans))
+
+    @on_fresh_data
+    async def test_g9_save_trace_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        trace = {"span_id": "u", "name": "trace", "children": [{"span_id": "a", "name": "child", "end_time": 2}]}
+        await _old_or_new(here, _on_a_full_run("save_trace", trace))
+
+    @on_fresh_data
+    async def test_g9_persist_evaluation_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        await _old_or_new(here, _on_a_full_run("persist_evaluation", 1.0, "better"))
+
+    @on_fresh_data
+    async def test_g9_set_system_state_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
+        old: Call = ("set_system_state", ("k", {"value": "old"}), {})
+        new: Call = ("set_system_state", ("k", {"value": "new"}), {})
+        await _old_or_new(here, lambda run_id: Case([old, _save(run_id, 1)], [new], [run_id]), manners=2)
+
+    @on_fresh_data
+    async def test_g9_cleanup_old_workflows_cancelled_at_any_point_leaves_whole_runs(self, here: Handles) -> None:
+        await _old_or_new(here, _old_runs)
+
+    @on_fresh_data
+    async def test_g9_cleanup_stale_background_tasks_cancelled_at_any_point_marks_whole(self, here: Handles) -> None:
+        await _old_or_new(here, _stale_runs)
+
+    @on_fresh_data
+    async def test_g9_one_of_several_writes_cancelled_at_any_point_hinders_no_other(self, here: Handles) -> None:
+        await _old_or_new(here, _several, victims=2, manners=2)
+
+    @on_fresh_data
+    async def test_g9_a_read_cancelled_at_any_point_changes_nothing_and_hinders_no_other(self, here: Handles) -> None:
+        model = ModelBackend(here.clock)
+        for one in (REST, *_full("r"), _save("other", 2)):
+            await call(here.one, one)
+            _asked(model, one)
+        status = await here.one.schema_status()
+        reads: list[Call] = [
+            ("load_state", ("r",), {}),
+            ("get_run_details", ("r",), {}),
+            ("list_runs", (), {}),
+            ("iter_runs", (), {"page_size": 1}),
+            ("schema_status", (), {}),
+        ]
+        after: list[Call] = [("load_state", ("other",), {}), ("list_runs", (), {"limit": 1, "offset": 1}), *reads[:4]]
+
+        async def trial(cancel: Cancel, read: Call) -> Stepping:
+            stepping, [answer] = await step([call(here.one, read)], cancel, limit=LIMIT)
+            where = f"{read[0]}, {cancel}"
+            if not _is_open(answer) and not isinstance(answer, FlujoStateError):
+                if read[0] == "schema_status":
+                    assert answer == status
+                else:
+                    assert disagreement(read, _asked(model, read), answer) is None, where
+            async with _in_time(f"{where}: the next read of the handle"):
+                for one in after:
+                    assert disagreement(one, _asked(model, one), await call(here.one, one)) is None, (where, one)
+            return stepping
+
+        most = 0
+        async with _nothing_left(here):
+            for read in reads:
+                # To ask for the schema connects anew each time, which is slow.
+                for whom, when in SWEEPS[: times(1 if read[0] == "schema_status" else 2)]:
+                    points = await at_every_point(lambda cancel, read=read: trial(cancel, read), whom, when)  # type: ignore[misc]
+                    most = max(most, points)
+            async with _in_time("a write after cancelled reads"):
+                await call(here.one, REST)
+        _points(here.harness, most)
+
+    @on_fresh_data
+    async def test_g9_a_first_call_cancelled_while_it_opens_leaves_the_handle_to_open(self, here: Handles) -> None:
+        numbers = count()
+
+        async def trial(cancel: Cancel) -> Stepping:
+            backend, run_id = here.open(), f"run {next(numbers)}"
+            case = Case([], [_save(run_id, 2)], [run_id])
+            stepping, answers = await step([call(backend, case.calls[0])], cancel, limit=LIMIT)
+            await _goes_on(case, answers, backend, here.two, f"the first call, {cancel}")
+            async with _in_time(f"shutdown after the first call, {cancel}"):
+                await backend.shutdown()
+            return stepping
+
+        most = 0
+        async with _nothing_left(here):
+            for whom, when in SWEEPS[: times(1)]:
+                most = max(most, await at_every_point(trial, whom, when))
+        _points(here.harness, most)
+
+    @on_fresh_data
+    async def test_g9_a_first_call_cancelled_while_it_migrates_leaves_it_to_migrate(self, here: Handles) -> None:
+        async def trial(cancel: Cancel) -> Stepping:
+            namespace = f"unused_{secrets.token_hex(4)}"
+            one, two = here.harness.open(namespace), here.harness.open(namespace)
+            stepping, [answer] = await step([one.save_state("r", plain_state())], cancel, limit=LIMIT)
+            async with _in_time(f"the second call, {cancel}"):
+                revision = await one.save_state("r", plain_state())
+                assert revision in ((1, 2) if _is_open(answer) else (1,) if isinstance(answer, Exception) else (2,))
+                assert (await loaded(two))["revision"] == revision
+                assert (await two.schema_status()).state == "current"
+                await asyncio.gather(one.shutdown(), two.shutdown())
+            return stepping
+
+        async with _nothing_left(here):
+            most = await at_every_point(trial, "any", "at once")
+        _points(here.harness, most)
+
+    @on_fresh_data
+    async def test_g9_a_shutdown_cancelled_at_any_point_leaves_nothing_open(self, here: Handles) -> None:
+        numbers = count()
+
+        async def trial(cancel: Cancel) -> Stepping:
+            backend, run_id = here.open(), f"run {next(numbers)}"
+            case = Case([], [_save(run_id, 2)], [run_id])
+            await asyncio.gather(backend.count_runs(), backend.count_runs())
+            stepping, [answer, _] = await step([call(backend, case.calls[0]), backend.shutdown()], cancel, victim=1)
+            await _goes_on(case, [answer], backend, here.two, f"shutdown, {cancel}")
+            async with _in_time(f"shutdown after one, {cancel}"):
+                await backend.shutdown()
+            return stepping
+
+        most = 0
+        async with _nothing_left(here):
+            for whom, when in (SWEEPS[1], SWEEPS[3])[: times(1)]:
+                most = max(most, await at_every_point(trial, whom, when))
+        _points(here.harness, most)
+
+    @on_fresh_data
+    async def test_g9_a_call_that_runs_out_of_time_is_old_or_new(self, here: Handles) -> None:
+        limits = [0, 1e-6, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+
+        async def bounded(one: Call, limit: float, waiting: bool) -> Any:
+            if waiting:
+                return await asyncio.wait_for(call(here.one, one), limit)
+            async with asyncio.timeout(limit):
+                return await call(here.one, one)
+
+        async with _nothing_left(here):
+            for number, limit in enumerate(limits * times(2)):
+                case = _on_a_full_run("delete_state")(f"run {number}") if number % 3 else _several(f"run {number}")
+                for one in case.before:
+                    await call(here.two, one)
+                attempts = (bounded(one, limit, number % 2 == 0) for one in case.calls)
+                answers = await asyncio.gather(*attempts, return_exceptions=True)
+                await _goes_on(case, answers, here.one, here.two, f"{case.calls[0][0]} within {limit:g} s")
+
+    @on_fresh_data
+    async def test_g9_what_returned_is_there_after_a_writer_was_killed(self, here: Handles) -> None:
+        drawn = random.Random(chosen_seed() or 0)
+        if not here.harness.durable:
+            assert await ids(here.one) == []
+            unsupported("what was saved is gone with its process")
+            return
+        returned = 0
+        for _ in range(times(3)):
+            for run_id in RUNS:
+                await here.one.delete_run(run_id)
+                await here.two.save_state(run_id, plain_state(mine=0))
+            if not here.harness.shared:
+                await here.shutdown()
+            number, delay = drawn.randrange(1, 150), drawn.choice((0, 0, 0.001, 0.005, 0.02))
+            told = written_until_killed(here.harness, NAMESPACE, number, delay)
+            returned += told.total()
+            reader = here.open()
+            async with _in_time("reading and writing after a writer was killed"):
+                for run_id in RUNS:
+                    await _is_whole(reader, run_id, *(told[f"{kind} {run_id}"] for kind in KINDS))
+                    revision = (await loaded(reader, run_id))["revision"]
+                    assert await reader.save_state(run_id, plain_state()) == revision + 1
+                    if here.harness.shared:
+                        # Open all along; what it knows of the run is old.
+                        assert await here.one.save_state(run_id, plain_state()) == revision + 2
+                await reader.shutdown()
+        observe("writes that returned", returned)
+
+
+async def _is_whole(backend: StateBackend, run_id: str, saves: int, steps: int, spans: int) -> None:
+    """The run has what its killed writer was told, and perhaps the one write of each kind that was under way."""
+    state = await loaded(backend, run_id)
+    number = state["mine"]
+    assert saves <= number <= saves + 1, f"{saves} saves returned, there is number {number}"
+    same(number + 1, state["revision"])
+    if number:
+        same([{"entry": place} for place in range(number)], state["step_history"])
+        same([{"n": number}, str(number)], [state["metadata"], state["error_message"]])
+        assert run_id in await ids(backend, metadata_filter={"n": number})
+    there = [step["record_id"] for step in await backend.list_run_steps(run_id)]
+    assert steps <= len(there) <= steps + 1
+    same([str(place + 1) for place in range(len(there))], there)
+    names = [span["span_id"] for span in await backend.get_spans(run_id)]
+    assert 2 * spans <= len(names) <= 2 * (spans + 1)
+    same([f"{place // 2 + 1} {'ab'[place % 2]}" for place in range(len(names))], names)
+    assert len(names) % 2 == 0, "half of a list of spans is there"

@@ -1,0 +1,275 @@
+"""How does DuckDB keep what core hands it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from flujo_core.codec import decode_plain
+from flujo_core.containment import contains, document_terms
+from flujo_core.errors import StorageTimeoutError
+from flujo_core.migrations import MigrationReport, SchemaStatus
+from flujo_core.store import (
+    APPLIED,
+    Change,
+    Interrupted,
+    Keep,
+    Outcome,
+    RunQuery,
+    RunStatistic,
+    Snapshot,
+    SpanRecord,
+    SpanStatistic,
+    StepRecord,
+    Store,
+    StoredRun,
+)
+from flujo_core.timestamps import from_text, text_of
+
+from . import queries as sql
+from . import schema
+from .connection import Connection
+from .settings import DuckDBSettings
+
+Raw = duckdb.DuckDBPyConnection
+
+
+class DuckDBStore(Store):
+    """Every method does its work in one piece, in a thread: a read on its view of the file, a write in its turn."""
+
+    def __init__(self, path: Path, settings: DuckDBSettings) -> None:
+        self._path = path
+        self._connection = Connection(path, settings)
+
+    # --- opening and closing -----------------------------------------------------------------------------------
+
+    async def open(self, *, create: bool) -> None:
+        await self._connection.open(create=create)
+        if self._connection.is_open:
+            # Before anything in the file is changed.
+            await self._connection.read(lambda raw: schema.refuse_foreign(raw, self._path))
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    def abandon(self) -> None:
+        self._connection.abandon()
+
+    # --- schema --------------------------------------------------------------------------------------------------
+
+    async def schema_status(self) -> SchemaStatus:
+        if not self._connection.is_open:
+            return schema.missing(self._path)
+        return await self._connection.read(lambda raw: schema.status(raw, self._path))
+
+    async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
+        if dry_run:
+            return schema.plan_only(await self.schema_status(), target_version)
+        return await self._connection.write(lambda raw: schema.migrate(raw, self._path, target_version))
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        try:
+            return await self._connection.write(lambda raw: [_apply(raw, change) for change in changes])
+        except StorageTimeoutError as error:
+            # No fault of one of the changes: to try each alone would take as long again for each.
+            raise Interrupted(error) from None
+
+    async def put_system_state(self, key: str, document: str) -> None:
+        def put(raw: Raw) -> None:
+            raw.execute(sql.REMOVE_SYSTEM_STATE, (key,))
+            raw.execute(sql.INSERT_SYSTEM_STATE, (key, document))
+
+        await self._connection.write(put)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    async def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        return await self._connection.read(lambda raw: raw.execute(statement, values).fetchall())
+
+    async def _documents(self, statement: str, *values: Any) -> list[str]:
+        return [row[0] for row in await self._rows(statement, *values)]
+
+    async def _document(self, statement: str, *values: Any) -> str | None:
+        found = await self._documents(statement, *values)
+        return found[0] if found else None
+
+    async def stored_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
+        def read(raw: Raw) -> dict[str, StoredRun]:
+            found = {run_id: _stored(raw, run_id) for run_id in run_ids}
+            return {run_id: stored for run_id, stored in found.items() if stored}
+
+        return await self._connection.read(read)
+
+    async def load(self, run_id: str) -> Snapshot | None:
+        def read(raw: Raw) -> Snapshot | None:
+            row = raw.execute(sql.LOAD, (run_id,)).fetchone()
+            if row is None:
+                return None
+            entries = raw.execute(sql.LOAD_HISTORY, (run_id,)).fetchall()
+            return Snapshot(row[0], from_text(row[1]), row[2], ",".join(entry for (entry,) in entries))
+
+        return await self._connection.read(read)
+
+    async def list_runs(self, query: RunQuery) -> list[str]:
+        def read(raw: Raw) -> list[str]:
+            if not query.metadata_filter:
+                return [row[0] for row in raw.execute(*sql.select_runs(query, None)).fetchall()]
+            return list(islice(islice(_matches(raw, query), query.offset, None), query.limit))
+
+        return await self._connection.read(read)
+
+    async def count_runs(self, query: RunQuery) -> int:
+        def read(raw: Raw) -> int:
+            if not query.metadata_filter:
+                return int(raw.execute(*sql.count_runs(query)).fetchall()[0][0])
+            return sum(1 for _ in _matches(raw, query))
+
+        return await self._connection.read(read)
+
+    async def run_details(self, run_id: str) -> tuple[str, dict[str, str]] | None:
+        def read(raw: Raw) -> tuple[str, dict[str, str]] | None:
+            row = raw.execute(sql.RUN_DETAILS, (run_id,)).fetchone()
+            return (row[0], dict(raw.execute(sql.DETAILS, (run_id,)).fetchall())) if row else None
+
+        return await self._connection.read(read)
+
+    async def step_cost(self, run_id: str, record_id: str) -> float | None:
+        rows = await self._rows(sql.STEP_COST, run_id, record_id)
+        return rows[0][0] if rows else None
+
+    async def list_steps(self, run_id: str) -> list[str]:
+        return await self._documents(sql.LIST_STEPS, run_id)
+
+    async def trace(self, run_id: str) -> str | None:
+        return await self._document(sql.TRACE, run_id)
+
+    async def spans(self, run_id: str, status: str | None, name: str | None) -> list[str]:
+        return await self._documents(sql.SPANS, run_id, status, name)
+
+    async def span_statistics(
+        self, pipeline_name: str | None, start: float | None, end: float | None
+    ) -> list[SpanStatistic]:
+        rows = await self._rows(sql.SPAN_STATISTICS, pipeline_name, start, end)
+        return [SpanStatistic(*row) for row in rows]
+
+    async def run_statistics(self, recent_from: datetime) -> list[RunStatistic]:
+        rows = await self._rows(sql.RUN_STATISTICS, text_of(recent_from))
+        return [RunStatistic(*row) for row in rows]
+
+    async def evaluations(self, run_id: str | None, limit: int | None) -> list[str]:
+        return await self._documents(sql.EVALUATIONS, run_id, limit)
+
+    async def get_system_state(self, key: str) -> str | None:
+        return await self._document(sql.GET_SYSTEM_STATE, key)
+
+
+# --- one change, inside the writer's transaction --------------------------------------------------------------------
+
+
+def _apply(raw: Raw, change: Change) -> Outcome:
+    found = raw.execute(sql.OPERATION_ID, (change.run_id,)).fetchone()
+    if (found[0] if found else None) != change.expected:
+        return _stored(raw, change.run_id)
+    if change.wipe:
+        for statement in sql.WIPE:
+            raw.execute(statement, (change.run_id,))
+    if change.row is not None:
+        _put_row(raw, change, fresh=found is None or change.wipe)
+        _put_records(raw, change)
+    return APPLIED
+
+
+def _put_row(raw: Raw, change: Change, *, fresh: bool) -> None:
+    assert change.row is not None
+    values = [_plain(value) for value in change.row]
+    documents = [document for document in (change.metadata, change.snapshot) if not isinstance(document, Keep)]
+    if fresh:
+        raw.execute(sql.INSERT_RUN, [*values, *documents])
+    else:
+        kept = {name: isinstance(getattr(change, name), Keep) for name in ("metadata", "snapshot")}
+        statement = sql.update_run(metadata=not kept["metadata"], snapshot=not kept["snapshot"])
+        raw.execute(statement, [*values[1:], *documents, change.run_id])
+    if isinstance(change.metadata, str):
+        if not fresh:
+            raw.execute(sql.DELETE_TERMS, (change.run_id,))
+        raw.execute(sql.INSERT_TERMS, (change.run_id, sorted(document_terms(decode_plain(change.metadata)))))
+
+
+def _put_records(raw: Raw, change: Change) -> None:
+    run_id = change.run_id
+    if change.history_length is not None:
+        raw.execute(sql.CUT_HISTORY, (run_id, change.history_length))
+    if change.history:
+        raw.execute(sql.REMOVE_HISTORY, (run_id, [entry.position for entry in change.history]))
+        _insert(raw, sql.INSERT_HISTORY, run_id, change.history)
+    if change.steps:
+        _put_steps(raw, run_id, change.steps)
+    if change.drop_trace_spans:
+        raw.execute(sql.DROP_TRACE_SPANS, (run_id,))
+    if change.spans:
+        _put_spans(raw, run_id, change.spans)
+    if change.trace is not None:
+        raw.execute(sql.REMOVE_TRACE, (run_id,))
+        raw.execute(sql.INSERT_TRACE, (run_id, change.trace))
+    if change.details:
+        raw.execute(sql.REMOVE_DETAILS, (run_id, list(change.details)))
+        _insert(raw, sql.INSERT_DETAILS, run_id, change.details.items())
+    if change.evaluations:
+        _insert(raw, sql.INSERT_EVALUATIONS, run_id, change.evaluations)
+
+
+def _put_steps(raw: Raw, run_id: str, steps: Sequence[StepRecord]) -> None:
+    sequences: dict[str | None, int] = {}
+    record_ids = [step.record_id for step in steps if step.record_id is not None]
+    if record_ids:
+        sequences.update(raw.execute(sql.REMOVE_STEPS, (run_id, record_ids)).fetchall())
+    kept = [step._replace(sequence=sequences.get(step.record_id, step.sequence)) for step in steps]
+    _insert(raw, sql.INSERT_STEPS, run_id, kept)
+
+
+def _put_spans(raw: Raw, run_id: str, spans: Sequence[SpanRecord]) -> None:
+    span_ids = list({span.span_id: None for span in spans})
+    sequences = dict(raw.execute(sql.REMOVE_SPANS, (run_id, span_ids)).fetchall())
+    last: dict[str, SpanRecord] = {}
+    for span in spans:
+        # A change may name a span twice.
+        last[span.span_id] = span._replace(sequence=sequences.setdefault(span.span_id, span.sequence))
+    _insert(raw, sql.INSERT_SPANS, run_id, last.values())
+
+
+def _insert(raw: Raw, statement: str, run_id: str, records: Iterable[Iterable[Any]]) -> None:
+    columns = [[_plain(value) for value in column] for column in zip(*records, strict=True)]
+    raw.execute(statement, [run_id, *columns])
+
+
+def _plain(value: Any) -> Any:
+    return text_of(value) if isinstance(value, datetime) else value
+
+
+def _stored(raw: Raw, run_id: str) -> StoredRun | None:
+    row = raw.execute(sql.STORED_RUN, (run_id,)).fetchone()
+    if row is None:
+        return None
+    digests = raw.execute(sql.STORED_HISTORY, (run_id,)).fetchall()
+    return StoredRun(row[0], row[1], b"".join(digest for (digest,) in digests))
+
+
+# --- metadata filters -----------------------------------------------------------------------------------------------
+
+
+def _matches(raw: Raw, query: RunQuery) -> Iterator[str]:
+    """The ``run`` documents, in order: of the runs that hold the filter's rarest term, those that contain all of it."""
+    terms = sql.terms_of(query)
+    counts = dict(raw.execute(sql.COUNT_TERMS, (terms,)).fetchall())
+    raw.execute(*sql.select_runs(query, min(terms, key=lambda term: counts.get(term, 0))))
+    while rows := raw.fetchmany(500):
+        for run, metadata in rows:
+            if contains(decode_plain(metadata), query.metadata_filter):
+                yield run
