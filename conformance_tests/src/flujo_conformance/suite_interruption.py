@@ -370,6 +370,16 @@ class InterruptionPart:
                 for whom, when in SWEEPS[: times(1 if read[0] == "schema_status" else 2)]:
                     points = await at_every_point(lambda cancel, read=read: trial(cancel, read), whom, when)  # type: ignore[misc]
                     most = max(most, points)
+                # More often than a pool has connections.
+                for pauses in range(12):
+                    reading = asyncio.ensure_future(call(here.one, read))
+                    for _ in range(1 + pauses % 3):
+                        await asyncio.sleep(0)
+                    reading.cancel()
+                    await asyncio.wait([reading])
+                async with _in_time(f"reads after many a cancelled {read[0]}"):
+                    for one in after:
+                        await call(here.one, one)
             async with _in_time("a write after cancelled reads"):
                 await call(here.one, REST)
         _points(here.harness, most)
