@@ -14,7 +14,7 @@ FOLDERS = [KIT, ROOT / "tests", *(ROOT / package / "tests" for package in ("fluj
 
 
 def main() -> str | None:
-    folders = [*FOLDERS, *sorted(ROOT.glob("plugins/*/tests"))]
+    folders = [*FOLDERS, *sorted(ROOT.glob("plugins/*/tests")), *sorted(ROOT.glob("examples/*/tests"))]
     before = PAGE.read_text(encoding="utf-8")
     after = before.partition(MARK)[0] + MARK + "\n" + table(named_tests(folders)) + "\n"
     if "--check" not in sys.argv:

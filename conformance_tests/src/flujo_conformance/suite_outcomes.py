@@ -139,48 +139,6 @@ class OutcomesPart:
         assert sorted(await ids(here.two)) == ["other", "r"]
 
     @on_fresh_data
-    async def test_g9_a_cancelled_save_is_old_or_new(self, here: Handles) -> None:
-        def state(number: int) -> dict[str, Any]:
-            return plain_state(
-                mine=number, step_history=[number] * 20, metadata={"n": number}, error_message=str(number)
-            )
-
-        revision = await here.one.save_state("r", state(0))
-        last = 0
-        for number in range(1, 31):
-            save = asyncio.ensure_future(here.one.save_state("r", state(number)))
-            for _ in range(number % 6):
-                await asyncio.sleep(0)
-            if number % 4 == 0:
-                await asyncio.sleep(0.002)
-            save.cancel()
-            await asyncio.wait([save])
-            # A write of the same handle comes after what the cancelled call may still do.
-            await here.one.save_step_result({"run_id": "r", "step_name": "s", "step_index": 0})
-            found = await loaded(here.two)
-            assert found["revision"] in (revision, revision + 1)
-            if found["revision"] > revision or not save.cancelled():
-                revision, last = revision + 1, number
-            same(
-                [revision, last, [last] * 20, {"n": last}, str(last)],
-                [found[key] for key in ("revision", "mine", "step_history", "metadata", "error_message")],
-            )
-            assert await ids(here.two, metadata_filter={"n": last}) == ["r"]
-        assert len(await here.two.list_run_steps("r")) == 30
-
-    @on_fresh_data
-    async def test_g9_cancelled_first_calls_leave_the_handle_usable(self, here: Handles) -> None:
-        for pauses in range(4):
-            backend = here.open()
-            save = asyncio.ensure_future(backend.save_state(f"r{pauses}", plain_state()))
-            for _ in range(pauses):
-                await asyncio.sleep(0)
-            save.cancel()
-            await asyncio.wait([save])
-            assert await backend.save_state("later", plain_state()) == pauses + 1
-            assert await backend.count_runs() == await here.two.count_runs()
-
-    @on_fresh_data
     async def test_g9_many_cancelled_among_many_that_are_not(self, here: Handles) -> None:
         saves = [
             asyncio.ensure_future(here.one.save_step_result({"run_id": "r", "step_name": "s", "step_index": number}))
