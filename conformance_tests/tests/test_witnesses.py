@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from flujo_conformance import StateBackendSuite
 from flujo_conformance.call_trace import Ask, Step, loads
 from flujo_conformance.gate import TRACE_VARIABLE, hold_against_the_oracle
 from flujo_conformance.machine import ContractMachine
@@ -19,7 +20,6 @@ from flujo_conformance.observations import observing
 from flujo_conformance.panel import ORACLE
 from flujo_conformance.replay import replay
 from flujo_conformance.scenes import FORCED_BY, SCENES
-from flujo_conformance.suite_outcomes import OutcomesPart
 from flujo_conformance.witnesses import WITNESSES, Witnesses
 from flujo_conformance.zoo import UNBROKEN, ZooHarness
 
@@ -98,7 +98,7 @@ def test_what_did_not_come_up_by_itself_is_played_at_the_end() -> None:
 def test_the_figures_are_in_the_report() -> None:
     found: list[tuple[str, object]] = []
     with observing(found):
-        OutcomesPart().test_g10_any_sequence_of_calls_answers_as_the_model(BACKEND)
+        StateBackendSuite().test_g10_any_sequence_of_calls_answers_as_the_model(BACKEND)
     figures = dict(found)
     assert int(str(figures["calls"])) > 300
     for name in WITNESSES:
@@ -109,7 +109,7 @@ def test_the_gate_is_closed_in_the_suite(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(WITNESSES, "pigs flew", ((), lambda _: True))
     monkeypatch.setitem(FORCED_BY, "pigs flew", "judging")
     with pytest.raises(AssertionError, match=r"never happened in it: pigs flew$"):
-        OutcomesPart().test_g10_any_sequence_of_calls_answers_as_the_model(BACKEND)
+        StateBackendSuite().test_g10_any_sequence_of_calls_answers_as_the_model(BACKEND)
 
 
 def test_a_failure_shows_the_fewest_calls_and_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
