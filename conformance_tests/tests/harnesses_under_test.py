@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
+
+import pytest
 
 from flujo_conformance import Exempt, Harness, Tables
 from flujo_conformance.zoo import UNBROKEN, ZooHarness
@@ -34,7 +39,7 @@ class PrefixDelete(ZooHarness):
 
 
 class KnownFailure(PrefixDelete):
-    exemptions: ClassVar[Mapping[str, Exempt]] = {
+    exemptions: Mapping[str, Exempt] = {
         "test_s7_deletions_spare_runs_of_similar_ids": Exempt(reason="the ids are a prefix tree", link=LINK)
     }
 
@@ -44,7 +49,7 @@ class KnownFailureThatPasses(Unbroken):
 
 
 class ExemptFromCore(AnyRunId):
-    exemptions: ClassVar[Mapping[str, Exempt]] = {FAILS: Exempt(reason="why not", link=LINK)}
+    exemptions: Mapping[str, Exempt] = {FAILS: Exempt(reason="why not", link=LINK)}
 
 
 class WithoutRawReader(Unbroken):
@@ -79,12 +84,37 @@ class Waiting(Unbroken):
         self._wiped = 0
 
     async def wipe(self, namespace: str) -> None:
-        import asyncio
-
         self._wiped += 1
         if self._wiped > 3:
             await asyncio.sleep(1000)
         await super().wipe(namespace)
+
+
+class Skipping(Unbroken):
+    """Would rather not be judged."""
+
+    async def wipe(self, namespace: str) -> None:
+        if "test_s5" in os.environ.get("PYTEST_CURRENT_TEST", ""):
+            pytest.skip("not today")
+
+
+class Ending(Unbroken):
+    """Ends the process in the middle of a test."""
+
+    async def wipe(self, namespace: str) -> None:
+        if "test_s5" in os.environ.get("PYTEST_CURRENT_TEST", ""):
+            os._exit(0)
+        await super().wipe(namespace)
+
+
+class EndingAtOnce(Unbroken):
+    def open(self, namespace: str, **settings: Any) -> StateBackend:
+        sys.exit(0)
+
+
+class NotMade(Unbroken):
+    def __init__(self) -> None:
+        raise RuntimeError("it lacks a password")
 
 
 def made_by_a_function() -> Harness:

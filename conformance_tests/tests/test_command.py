@@ -101,9 +101,29 @@ def test_an_exempted_test_that_passes_is_a_failure() -> None:
 def test_no_rule_that_core_keeps_can_be_exempted() -> None:
     code, report = run_on("ExemptFromCore", "S5")
     assert code == 1
-    name = "test_exemptions_name_tests_of_rules_that_core_does_not_keep"
-    outcome, why = outcome_of(report, name)
-    assert (outcome, "core keeps S5" in why) == ("FAIL", True)
+    guard = "test_exemptions_name_tests_of_rules_that_core_does_not_keep"
+    outcome, why = outcome_of(report, guard)
+    assert (outcome, f"{S5} can't be exempted" in why) == ("FAIL", True)
+    assert outcome_of(report, S5)[0] == "FAIL"
+
+
+def test_what_the_harness_does_wrong_is_an_error() -> None:
+    code, report = run_on("Skipping", "S5")
+    assert (code, report["verdict"]) == (2, "ERROR")
+    assert outcome_of(report, S5) == (
+        "ERROR", "flujo_conformance.guarded_harness.HarnessError: the harness's wipe raised Skipped: not today",
+    )  # fmt: skip
+    for harness, says in (("NotMade", "RuntimeError: it lacks a password"), ("EndingAtOnce", "raised SystemExit: 0")):
+        code, report = run_on(harness)
+        assert (code, report["verdict"], report["tests"]) == (2, "ERROR", [])
+        assert says in report["error"]
+
+
+def test_a_backend_that_ends_the_process_is_an_error() -> None:
+    code, report = run_on("Ending", "S4", "S5")
+    assert (code, report["verdict"]) == (2, "ERROR")
+    assert outcome_of(report, S5) == ("ERROR", "the process ended by itself, with exit code 0")
+    assert {test["outcome"] for test in report["tests"] if test["rules"] == ["S4"]} == {"PASS"}
 
 
 def test_without_a_raw_reader_some_tests_are_not_run() -> None:
@@ -132,6 +152,7 @@ def test_ctrl_c_leaves_a_report_that_says_what_was_not_run(tmp_path: Path) -> No
     assert running.returncode == 130, said
     found = read_report(report.read_text(encoding="utf-8"))
     assert found.verdict == "PARTIAL"
+    assert found.interrupted
     assert {test.why for test in found.tests if test.outcome == "NOT RUN"} == {"interrupted"}
 
 
@@ -176,7 +197,7 @@ def test_sqlite_files_of_a_run_are_removed(tmp_path: Path) -> None:
         (("--harness", "harnesses_under_test:NO_HARNESS"), "is no harness"),
         (("--uri", "memory://", "--profile", "fast"), "it is one of quick, ci, soak"),
         (("--uri", "memory://", "--rule", "Z9"), "there is no rule Z9"),
-        (("--uri", "memory://", "--report", "/no/such/folder/x.json"), "there is no folder"),
+        (("--uri", "memory://", "--report", "/no/such/folder/x.json"), "can't be written"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +251,7 @@ def test_a_difference_is_a_trace_of_a_few_calls_that_can_be_replayed(tmp_path: P
     ("arguments", "says"),
     [
         (("diff", "--uri", "memory://"), "it takes two backends to differ"),
-        (("diff", "--uri", "memory://", "--uri", "memory://", "--profile", "x"), "it is one of quick"),
+        (("diff", "--uri", "memory://", "--uri", "memory://", "--profile", "soak"), "it is one of quick, ci"),
         (("replay", "nowhere.json", "--uri", "memory://"), "can't be read"),
         (("replay", "test_command.py", "--uri", "memory://"), "is no trace"),
         (("matrix", "nowhere.json"), "can't be read"),

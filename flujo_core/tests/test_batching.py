@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -316,5 +316,124 @@ def test_g9_a_look_that_fails_after_a_lost_answer_leaves_the_outcome_unknown() -
         stores[0].step_cost = once  # type: ignore[method-assign]
         with pytest.raises(OutcomeUnknownError):
             await backend.save_step_result(step)
+
+    asyncio.run(main())
+
+
+class WrongStore(FaultyStore):
+    """Answers each commit of the run "r" with what ``answer`` makes of the changes, and does nothing for it."""
+
+    def __init__(self, data: _Data, answer: Callable[[Sequence[Change]], Any], times: int) -> None:
+        super().__init__(data, [])
+        self.answer = answer
+        self.times = times
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        if any(change.run_id == "r" for change in changes) and self.times:
+            self.times -= 1
+            self.commits.append([change.run_id for change in changes])
+            return self.answer(changes)  # type: ignore[no-any-return]
+        return await super().commit(changes)
+
+
+def wrong(answer: Callable[[Sequence[Change]], Any], *, times: int = 1_000_000) -> tuple[StateBackend, WrongStore]:
+    store = WrongStore(_Data(), answer, times)
+    return StateBackend(lambda: store, BackendSettings()), store
+
+
+def as_expected(changes: Sequence[Change]) -> list[Outcome]:
+    """Of each change: what is stored is what it expects."""
+    return [StoredRun(change.expected, "{}", b"") if change.expected else None for change in changes]
+
+
+def test_g11_a_store_that_finds_what_is_expected_and_does_not_apply_it_is_told_from_contention() -> None:
+    async def main() -> None:
+        backend, store = wrong(as_expected)
+        with pytest.raises(StorageError, match=r"that what is stored is as expected.* for run 'r'; this is a bug"):
+            await backend.save_state("r", STATE)
+        assert len(store.commits) < 10
+        assert await backend.save_state("q", STATE) == 1
+
+        # Once it has a row.
+        store.answer, changes = lambda changes: [row_again(store, change) for change in changes], store.times
+        store.times = 0
+        assert await backend.save_state("r", STATE) == 1
+        store.times = changes
+        before = len(store.commits)
+        with pytest.raises(StorageError, match="this is a bug of the backend"):
+            await backend.save_state("r", STATE)
+        assert len(store.commits) - before < 10
+        store.times = 0
+        assert await backend.save_state("r", STATE) == 2
+
+    asyncio.run(main())
+
+
+def row_again(store: MemoryStore, change: Change) -> StoredRun:
+    row = store._data.runs[change.run_id].row
+    return StoredRun(row.operation_id, row.run, b"")
+
+
+def test_g9_a_run_that_came_and_went_meanwhile_is_tried_again() -> None:
+    """A rival's row stopped our insert, and was gone when the store looked what is stored."""
+
+    async def main() -> None:
+        backend, store = wrong(as_expected, times=2)
+        assert await backend.save_state("r", STATE) == 1
+        assert len(store.commits) == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda changes: None, "the store answered None instead of a list of 1 for run 'r'"),
+        (lambda changes: [], "a list of 0 instead of a list of 1"),
+        (lambda changes: ["applied"] * 2, "a list of 2 instead of a list of 1"),
+        (lambda changes: {}, "a dict instead of a list of 1"),
+        (lambda changes: [True], "True instead of an outcome"),
+        (lambda changes: ["Applied"], "a str instead of an outcome"),
+        (lambda changes: [(b"", "{}", b"")], "a tuple of 3 instead of an outcome"),
+    ],
+)
+def test_g11_an_answer_that_is_none_is_a_storage_error(answer: Callable[[Sequence[Change]], Any], words: str) -> None:
+    async def main() -> None:
+        backend, store = wrong(answer)
+        with pytest.raises(StorageError, match=f"{words}.*; this is a bug of the backend"):
+            await backend.save_state("r", STATE)
+        assert len(store.commits) == 1
+
+    asyncio.run(main())
+
+
+def test_g9_a_wrong_answer_for_one_run_fails_no_other() -> None:
+    async def main() -> None:
+        backend, _ = wrong(lambda changes: [BUSY if change.run_id == "a" else "applied?" for change in changes])
+        await backend.load_state("r")
+        saved, refused = await asyncio.gather(
+            backend.save_state("a", STATE), backend.save_state("r", STATE), return_exceptions=True
+        )
+        assert saved == 1
+        assert isinstance(refused, StorageError)
+
+    asyncio.run(main())
+
+
+def test_g9_a_wrong_answer_after_a_lost_one_leaves_the_outcome_unknown() -> None:
+    async def main() -> None:
+        backend, store = wrong(lambda changes: ["?"])
+        commit = store.commit
+        lost: list[bool] = []
+
+        async def lose(changes: Sequence[Change]) -> list[Outcome]:
+            if not lost:
+                lost.append(True)
+                raise CommitUnknown(StorageUnavailableError("went away"))
+            return await commit(changes)
+
+        store.commit = lose  # type: ignore[method-assign]
+        with pytest.raises(OutcomeUnknownError):
+            await backend.save_state("r", STATE)
 
     asyncio.run(main())

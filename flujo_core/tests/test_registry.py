@@ -222,6 +222,8 @@ def test_d4_plugin_without_a_description(plugins: PluginFolder, source: str, rea
         ({"backend": "module:"}, "backend is 'module:', not"),
         ({"settings": None}, "settings is None, not"),
         ({"name": ""}, "name is '', not a non-empty str"),
+        ({"api_version": "1"}, "describes itself wrongly: api_version is '1', not an int"),
+        ({"api_version": True}, "api_version is True, not an int"),
     ],
 )
 def test_d4_wrong_description(plugins: PluginFolder, changes: dict[str, Any], reason: str) -> None:
@@ -230,8 +232,8 @@ def test_d4_wrong_description(plugins: PluginFolder, changes: dict[str, Any], re
         find_plugin("x")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1"])
-def test_d4_incompatible_plugin(plugins: PluginFolder, version: object) -> None:
+@pytest.mark.parametrize("version", [0, 2])
+def test_d4_incompatible_plugin(plugins: PluginFolder, version: int) -> None:
     plugins.plugin("flujo-old", "old", api_version=version, version="0.1", schemes=None)
     plugins.plugin("flujo-redis", "redis")
     with pytest.raises(

@@ -50,4 +50,5 @@ _PARTS = (
     "suite_traces",
     "suite_administration",
     "suite_storage",
+    "suite_extremes",
 )

@@ -13,6 +13,7 @@ written as ``{"$dict": [[key, value]]}``.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import struct
@@ -109,6 +110,8 @@ def from_json(document: Any) -> Trace:
     number, contract, calls = document["format"], document["contract"], document["calls"]
     if type(number) is not int or number < 1 or type(contract) is not int or not isinstance(calls, list):
         raise ValueError("this is no trace: format and contract are whole numbers, calls is a list")
+    if contract != CONTRACT_VERSION:
+        raise ValueError(f"the trace is about version {contract} of the contract, this kit about {CONTRACT_VERSION}")
     if number > FORMAT:
         raise ValueError(f"the trace has format {number}, this version reads up to {FORMAT}: update flujo-conformance")
     return Trace(tuple(_step(step, f"calls[{place}]") for place, step in enumerate(calls)), contract)
@@ -159,6 +162,10 @@ def _ask(document: Any, place: str) -> Ask:
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise ValueError(f"{place}: args is a list, kwargs an object")
     call = method, tuple(_value(one, place) for one in args), {name: _value(kwargs[name], place) for name in kwargs}
+    try:
+        inspect.signature(getattr(StateBackend, method)).bind(None, *args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{place}: {method} can't be called so: {error}") from None
     return Ask(_handle(document["handle"], place), (call,))
 
 
@@ -175,6 +182,8 @@ def _instant(value: Any, place: str) -> datetime:
         raise ValueError(f"{place}: {value!a} is no instant") from None
     if now.tzinfo is None:
         raise ValueError(f"{place}: {value} says no zone")
+    if not 2 <= now.year <= 9997:
+        raise ValueError(f"{place}: no clock shows {value}")
     return now
 
 

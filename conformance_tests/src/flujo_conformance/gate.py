@@ -51,7 +51,10 @@ def _explained(trace: Trace, harness: Harness, error: DisagreementError) -> str:
     if all(one.agree for one in replayed):
         return f"{error}\n\nIt did not show again when the same calls were repeated."
     path = os.environ.get(TRACE_VARIABLE)
-    if path:
-        Path(path).write_text(dumps(trace), encoding="ascii")
     kept = f"They are in {path}." if path else f"To keep them, name a file in {TRACE_VARIABLE}."
+    if path:
+        try:
+            Path(path).write_text(dumps(trace), encoding="ascii")
+        except OSError as failed:
+            kept = f"They could not be written to {path}: {failed.strerror}."
     return f"{error}\n\nThe fewest calls that show it:\n{render(replayed)}{kept}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Final
 
 from flujo_core import StateBackend, open_backend
 from flujo_core.registry import find_plugin
 
 Tables = dict[str, list[dict[str, Any]]]
 """What is stored, by table (or whatever the database has): rows, by column."""
+
+NO_RAW_READER: Final = "the harness has no raw reader: override Harness.raw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Harness(ABC):
     """Whether what was saved outlives the process, as `BackendSpec.durable` says."""
     shared: bool = True
     """Whether several processes may use one namespace at the same time, as `BackendSpec.shared` says."""
-    exemptions: ClassVar[Mapping[str, Exempt]] = {}
+    exemptions: Mapping[str, Exempt] = {}
     """By the name of the test. Rules that core keeps can't be exempted."""
 
     @abstractmethod
@@ -70,7 +73,7 @@ class Harness(ABC):
 class UriHarness(Harness):
     """A harness for a URI with ``{namespace}`` in it, such as ``sqlite:////tmp/x/{namespace}.db``.
 
-    Wiping goes on to a fresh database and leaves the old one where it is.
+    Every harness has places of its own. Wiping goes on to a fresh one and leaves the old one where it is.
     """
 
     def __init__(self, uri: str, **settings: Any) -> None:
@@ -80,11 +83,12 @@ class UriHarness(Harness):
         self.durable, self.shared = spec.durable, spec.shared
         self._uri = uri
         self._settings = settings
+        self._own = secrets.token_hex(3)
         self._wiped: Counter[str] = Counter()
 
     def uri(self, namespace: str) -> str:
         """Where the data of a namespace is now."""
-        return self._uri.replace("{namespace}", f"{namespace}_{self._wiped[namespace]}")
+        return self._uri.replace("{namespace}", f"{namespace}_{self._own}_{self._wiped[namespace]}")
 
     def open(self, namespace: str, **settings: Any) -> StateBackend:
         return open_backend(self.uri(namespace), **(self._settings | settings))

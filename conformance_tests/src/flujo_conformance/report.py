@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -79,6 +81,7 @@ class Report(_Record):
     """How often the tests were run, each time with the next seed."""
     started: datetime
     seconds: float
+    interrupted: bool = False
     error: str = ""
     """Why no test could be run."""
     tests: tuple[TestOutcome, ...]
@@ -113,9 +116,10 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 
 def read_report(text: str) -> Report:
     """Of JSON text. Raises `ValueError` (pydantic's) for anything else; what is computed is computed again."""
-    from json import loads
-
-    document = loads(text)
+    try:
+        document = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if isinstance(document, dict):
         document = {key: value for key, value in document.items() if key not in Report.model_computed_fields}
     return Report.model_validate(document)
@@ -137,6 +141,7 @@ def merged(rounds: Sequence[Report]) -> Report:
         update={
             "rounds": len(rounds),
             "seconds": sum(one.seconds for one in rounds),
+            "interrupted": any(one.interrupted for one in rounds),
             "error": last.error,
             "tests": tuple(tests),
         }
@@ -144,8 +149,11 @@ def merged(rounds: Sequence[Report]) -> Report:
 
 
 def matrix(reports: Sequence[Report]) -> str:
-    """Rules against backends, in Markdown."""
-    names = [one.subject.database or one.subject.name for one in reports]
+    """Rules against backends, in Markdown. Raises `ValueError` for reports about different versions of the contract."""
+    versions = sorted({one.contract for one in reports})
+    if len(versions) > 1:
+        raise ValueError(f"the reports are about versions {versions} of the contract; run the older ones again")
+    names = [re.sub(r"[^\w .()-]", "?", one.subject.database or one.subject.name) for one in reports]
     lines = [
         f"| Rule | What it says | {' | '.join(names)} |",
         f"|---|---|{'---|' * len(reports)}",

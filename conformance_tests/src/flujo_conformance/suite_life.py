@@ -9,7 +9,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from flujo_core import StateBackend
+from flujo_core.errors import SchemaMissingError
 
 from .harness import Harness
 from .machine import NAMESPACE
@@ -218,3 +221,16 @@ class LifePart:
         assert (await backend.migrate()).steps == ()
         assert await backend.save_state("r", plain_state()) == 1
         await backend.shutdown()
+
+    @on_fresh_data
+    async def test_d5_without_migrating_nothing_is_made_and_what_is_there_is_used(self, here: Handles) -> None:
+        backend = here.harness.open(f"unused_{secrets.token_hex(4)}", auto_migrate=False)
+        before = await backend.schema_status()
+        if before.pending:
+            for _ in range(2):
+                with pytest.raises(SchemaMissingError, match="flujo migrate"):
+                    await backend.save_state("r", plain_state())
+                assert await backend.schema_status() == before
+        await backend.shutdown()
+        await here.one.save_state("r", plain_state())
+        assert (await loaded(here.open(auto_migrate=False)))["revision"] == 1

@@ -12,7 +12,7 @@ import pytest
 from flujo_core.errors import FlujoStateError
 
 from .answers import Call
-from .harness import Harness
+from .harness import NO_RAW_READER, Harness
 from .machine import NAMESPACE
 from .observations import observe
 from .strategies import plain_state
@@ -25,7 +25,7 @@ async def stored(harness: Harness) -> Counter[str]:
     """Each row that is stored, as text; the test is not run if the harness can't tell."""
     tables = await harness.raw(NAMESPACE)
     if tables is None:
-        pytest.skip("the harness has no raw reader: override Harness.raw")
+        pytest.skip(NO_RAW_READER)
     return Counter(f"{table}: {sorted(row.items())!r}" for table, rows in tables.items() for row in rows)
 
 
@@ -145,4 +145,5 @@ class StoragePart:
             written = await stored(here.harness) - before
             most = max(most, sum(len(row) for row in written.elements()))
         observe("most characters written", most)
+        assert most > 0, "the raw reader sees nothing of what is saved"
         assert most < 50 * 500, f"{most} characters are written where one entry of {HISTORY} changed"

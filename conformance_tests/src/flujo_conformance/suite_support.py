@@ -32,8 +32,8 @@ class Handles:
         self._opened: list[StateBackend] = []
         self.one, self.two = self.open(), self.open()
 
-    def open(self) -> StateBackend:
-        backend = self.harness.open(NAMESPACE)
+    def open(self, **settings: Any) -> StateBackend:
+        backend = self.harness.open(NAMESPACE, **settings)
         backend.clock = self.clock
         self._opened.append(backend)
         return backend

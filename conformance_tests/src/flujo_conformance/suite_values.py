@@ -288,14 +288,19 @@ class ValuesPart:
 
     @on_fresh_data
     async def test_g4_a_document_over_the_limit_is_refused(self, here: Handles) -> None:
-        limit = here.one.settings.max_document_bytes
-        await fill(here.one)
+        limit = 20_000
+        one = here.open(max_document_bytes=limit)
+        assert one.settings.max_document_bytes == limit
+        await fill(one)
         before = await everything(here.two)
         too_large: list[Call] = [
             # Its characters are within the limit, its bytes are not.
             ("set_system_state", ("k", "é" * (limit // 2)), {}),
             ("save_state", ("r", plain_state(step_history=["x" * (limit // 2)] * 2)), {}),
         ]
-        for one in too_large:
-            await refused(here.one, one, "a document over the limit")
+        for wrong in too_large:
+            await refused(one, wrong, "a document over the limit")
         same(before, await everything(here.two))
+        # Another handle has the limit it was given, or the usual one.
+        await here.two.save_state("r", plain_state(step_history=["x" * (limit // 2)] * 2))
+        assert len((await loaded(one))["step_history"]) == 2

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
-from .errors import FlujoStateError, OutcomeUnknownError
+from .errors import FlujoStateError, OutcomeUnknownError, StorageError
 from .runs import Base, Draft
 from .store import APPLIED, BUSY, Change, CommitUnknown, Interrupted, Outcome, Store, StoredRun
 
@@ -28,6 +28,9 @@ MAX_HEADS: Final = 4096
 """How many runs' heads are kept as expectations …"""
 MAX_DIGESTS: Final = 32 * 1024 * 1024
 """… and how many bytes of their history's digests."""
+MAX_CONTRADICTIONS: Final = 5
+"""How often in a row a store may answer that what is stored is as expected, and yet not apply the change. It happens
+where the run was written and removed again between its compare-and-swap and its look at what is stored."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +51,7 @@ class Operation:
 class _Work:
     """The operations of one batch on one run, and where they stand."""
 
-    __slots__ = ("base", "change", "draft", "fresh", "operations", "results", "run_id", "sent")
+    __slots__ = ("base", "change", "contradictions", "draft", "fresh", "operations", "results", "run_id", "sent")
 
     def __init__(self, run_id: str, operations: list[Operation], base: Base | None) -> None:
         self.run_id = run_id
@@ -61,6 +64,7 @@ class _Work:
         self.results: list[tuple[Operation, Any, BaseException | None]] = []
         self.sent: list[bytes] = []
         """Operation ids of commits whose answer was lost."""
+        self.contradictions = 0
 
 
 class _Heads:
@@ -196,9 +200,7 @@ class Batcher:
                     await self._settle([work])
                 return
             else:
-                batch = [
-                    work for work, outcome in zip(batch, outcomes, strict=True) if not self._settled(work, outcome)
-                ]
+                batch = self._unsettled(batch, outcomes)
 
     async def _prepare(self, batch: list[_Work]) -> list[_Work]:
         """Apply the operations of each run to what is expected to be stored; those that have something to write."""
@@ -235,18 +237,47 @@ class Batcher:
                 work.results.append((operation, None, error))
         work.draft, work.change = draft, draft.finish(os.urandom(16))
 
+    def _unsettled(self, batch: list[_Work], outcomes: list[Outcome]) -> list[_Work]:
+        """Answer what a commit settled; those whose operations are to be tried again."""
+        if not isinstance(outcomes, list | tuple) or len(outcomes) != len(batch):
+            for work in batch:
+                self._refuse(work, f"{_kind(outcomes)} instead of a list of {len(batch)}")
+            return []
+        return [work for work, outcome in zip(batch, outcomes, strict=True) if not self._settled(work, outcome)]
+
     def _settled(self, work: _Work, outcome: Outcome) -> bool:
         """Answer what was applied; False if the operations are to be tried again on what is stored instead."""
         if outcome == APPLIED:
             self._answer(work)
         elif outcome == BUSY:
             self._set_apart(work)
-        else:
-            assert outcome is None or isinstance(outcome, StoredRun)
-            if not work.sent:
-                return not self._rebase(work, outcome)
+        elif outcome is not None and not isinstance(outcome, StoredRun):
+            self._refuse(work, f"{_kind(outcome)} instead of an outcome")
+        elif work.sent:
             self._recognise(work, outcome)
+        elif self._is_refuted(work, outcome):
+            self._refuse(work, "that what is stored is as expected, and yet did not apply the change,")
+        else:
+            return not self._rebase(work, outcome)
         return True
+
+    def _is_refuted(self, work: _Work, outcome: StoredRun | None) -> bool:
+        """Whether the store has contradicted itself too often; else core would try again for ever."""
+        assert work.change is not None
+        if work.change.expected == (outcome.operation_id if outcome else None):
+            work.contradictions += 1
+        else:
+            work.contradictions = 0
+        return work.contradictions >= MAX_CONTRADICTIONS
+
+    def _refuse(self, work: _Work, answer: str) -> None:
+        """The operations fail for an answer that no store may give."""
+        if work.sent:
+            self._unknown(work)
+            return
+        self._heads.put(work.run_id, None)
+        message = f"the store answered {answer} for run {work.run_id!r}; this is a bug of the backend"
+        _fail(work.operations, StorageError(message))
 
     def _rebase(self, work: _Work, stored: StoredRun | None) -> bool:
         """Expect what is stored. False if this code can't read it (D6): this run's operations fail, no other's."""
@@ -347,6 +378,14 @@ class Batcher:
 def _operation_id(work: _Work) -> bytes:
     row = work.change.row if work.change else None
     return row.operation_id if row else b""
+
+
+def _kind(answer: object) -> str:
+    """In a few words, and with nothing of what is stored."""
+    if answer is None or isinstance(answer, bool):
+        return repr(answer)
+    length = f" of {len(answer)}" if isinstance(answer, list | tuple) else ""
+    return f"a {type(answer).__name__}{length}"
 
 
 def _fail(operations: list[Operation], error: BaseException) -> None:

@@ -27,7 +27,10 @@ def _utc_now() -> datetime:
 
 
 class Lifecycle:
-    """``make_store`` makes a store that isn't open yet; ``clock`` returns the current time as an aware UTC datetime."""
+    """``make_store`` makes a store that isn't open yet, and does no I/O. It is called on first use in each event loop,
+    again for a call after `shutdown` or an opening that failed, in a forked child, and for each `migrate` and
+    `schema_status`, which use a store of their own; stores of one backend are open side by side. ``settings`` is an
+    instance of the plugin's settings class. ``clock`` returns the current time as an aware UTC datetime."""
 
     def __init__(
         self, make_store: Callable[[], Store], settings: BackendSettings, *, clock: Callable[[], datetime] = _utc_now
@@ -40,7 +43,12 @@ class Lifecycle:
 
     @classmethod
     def from_uri(cls, uri: str, settings: BackendSettings) -> Self:
-        """The backend for a URI of one of its schemes; what `open_backend` calls."""
+        """The backend for a URI of one of its schemes; what `open_backend` calls. No I/O.
+
+        ``settings`` is an instance of the settings class that the plugin's `BackendSpec` names, checked and complete:
+        options of the URI, keyword arguments, configuration and defaults are in it. Use all of it. The URI comes as it
+        was given, its options included.
+        """
         raise TypeError(f"{cls.__name__} is not made from a URI")
 
     @property

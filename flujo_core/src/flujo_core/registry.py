@@ -204,7 +204,7 @@ def _described(claim: _Claim) -> BackendSpec:
 
 
 def _check(spec: BackendSpec, claim: _Claim) -> None:
-    if isinstance(spec, BackendSpec) and spec.api_version != API_VERSION:
+    if isinstance(spec, BackendSpec) and type(spec.api_version) is int and spec.api_version != API_VERSION:
         raise IncompatiblePluginError(
             f"plugin {claim} for {claim.scheme}:// is written for version {spec.api_version} of the plugin interface, "
             f"and flujo-core has version {API_VERSION}; run: pip install --upgrade flujo-core {claim.distribution}"
@@ -219,6 +219,8 @@ def _check(spec: BackendSpec, claim: _Claim) -> None:
 def _what_is_wrong(spec: BackendSpec, scheme: str) -> str:
     if not isinstance(spec, BackendSpec):
         return f"its hook returns {type(spec).__name__}, not BackendSpec"
+    if type(spec.api_version) is not int:
+        return f"api_version is {spec.api_version!r}, not an int"
     if not (isinstance(spec.name, str) and spec.name):
         return f"name is {spec.name!r}, not a non-empty str"
     for attribute in ("schemes", "drivers"):

@@ -124,7 +124,8 @@ class Change:
     history_length: int | None = None
     """Remove history from this position on; None: none."""
     history: list[HistoryEntry] = field(default_factory=list)
-    """Entries to put, replacing what is at their positions; no position twice."""
+    """Entries to put, ascending by position, replacing what is there. Positions between them are left out where the
+    stored entry stays; what is stored in the end has no gap."""
     steps: list[StepRecord] = field(default_factory=list)
     """No record id twice."""
     drop_trace_spans: bool = False
@@ -134,7 +135,7 @@ class Change:
     trace: str | None = None
     """The trace document to put; None: leave it."""
     details: dict[str, str] = field(default_factory=dict)
-    """Documents that only `StateBackend.get_run_details` shows, to put by key; a key is a JSON text."""
+    """Documents that only `StateBackend.get_run_details` shows, to put by key, in no order; a key is a JSON text."""
     evaluations: list[EvaluationRecord] = field(default_factory=list)
 
 
@@ -212,7 +213,13 @@ class RunStatistic:
 
 
 class Store(ABC):
-    """One open database, used from one event loop. Every method raises only `FlujoStateError`s and the two below.
+    """One open database, used from one event loop.
+
+    All methods are to be there; where one is missing, Python says "Can't instantiate abstract class".
+
+    Every method raises only `FlujoStateError`s, and `commit` alone may raise `Interrupted` and `CommitUnknown` as well:
+    each of the others waits and tries again by itself, up to its limit. No method blocks the loop; what would block
+    runs in a thread.
 
     A method may be called concurrently with any other. Of two commits at once, one is a lone change of a run that was
     BUSY. Any call may be cancelled, the opening too: no lock, transaction or connection stays behind.
@@ -220,8 +227,10 @@ class Store(ABC):
     Several stores of one process on one database are normal: for several handles and event loops, and for a migration
     beside them. A forked child makes stores of its own and never touches its parent's.
 
-    What core does about an error: after `Interrupted` it tries again, for ``lock_timeout``; after `CommitUnknown` it
-    looks whether the change is there; after any other error of a batch it commits each change alone.
+    What core does about an error of `commit`: after `Interrupted` it tries again, for ``lock_timeout``; after
+    `CommitUnknown` it looks whether the change is there; after any other error of a batch it commits each change alone.
+    A commit of several changes whose own wait for a lock used up ``lock_timeout`` therefore raises
+    ``Interrupted(StorageTimeoutError(…))``: after any other error each change alone would wait as long again.
     """
 
     @abstractmethod
@@ -254,6 +263,9 @@ class Store(ABC):
         hold does nothing and hinders no other. With several changes, one whose run is locked by another writer may be
         BUSY; a lone change waits for the lock instead. Raises `Interrupted` if nothing was applied for a reason that
         may pass, `CommitUnknown` if the connection was lost before the answer.
+
+        The outcomes come in the order of the changes, one each. To answer again and again that what is stored is what
+        the change expects, and yet not to apply it, is a bug of the backend; core says so, as a `StorageError`.
         """
 
     @abstractmethod
@@ -274,7 +286,8 @@ class Store(ABC):
 
     @abstractmethod
     async def run_details(self, run_id: str) -> tuple[str, dict[str, str]] | None:
-        """The ``run`` document, placeholder or not, and the documents of its details, from one consistent view."""
+        """The ``run`` document, placeholder or not, and the documents of its details by key, in any order; from one
+        consistent view."""
 
     @abstractmethod
     async def step_cost(self, run_id: str, record_id: str) -> float | None:
@@ -316,9 +329,9 @@ class Store(ABC):
 
 
 class Interrupted(Exception):  # noqa: N818 - a signal to core, never an error of a user
-    """A command certainly had no effect, for a reason that may pass (a lock, a deadlock, a lost connection).
+    """A commit certainly had no effect, for a reason that may pass (a lock, a deadlock, a lost connection).
 
-    ``error`` is what the user sees if it doesn't pass in time.
+    For `Store.commit` only. ``error`` is what the user sees if it doesn't pass in time.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -327,7 +340,7 @@ class Interrupted(Exception):  # noqa: N818 - a signal to core, never an error o
 
 
 class CommitUnknown(Exception):  # noqa: N818 - a signal to core, never an error of a user
-    """The answer to a commit was lost; ``error`` tells why."""
+    """The answer to a commit was lost; ``error`` tells why. For `Store.commit` only."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))

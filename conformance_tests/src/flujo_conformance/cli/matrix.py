@@ -30,4 +30,7 @@ def matrix(reports: Annotated[list[Path], _REPORTS]) -> None:
             refuse(f"{path} can't be read: {error.strerror}")
         except ValueError as error:
             refuse(f"{path} is no report of flujo-conformance: {str(error).partition(chr(10))[0]}")
-    write(matrix_of(found) + "\n")
+    try:
+        write(matrix_of(found) + "\n")
+    except ValueError as error:
+        refuse(str(error))

@@ -29,9 +29,25 @@ def told_errors() -> Iterator[None]:
 
 def write_whole(path: Path, text: str) -> None:
     """The text into a file, all of it or nothing."""
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
         refuse(f"{path} can't be written: {error.strerror}")
+
+
+def check_writable(path: Path) -> None:
+    """Before the work whose result is to be written there."""
+    part = _part(path)
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        refuse(f"{path} can't be written: {error.strerror}")
+    if path.is_dir():
+        refuse(f"{path} can't be written: it is a folder")
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import time
@@ -13,18 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from flujo_conformance.harness import Harness
-from flujo_conformance.harnesses import harness_for, harness_named, subject_of
 from flujo_conformance.profile import PROFILE_VARIABLE, PROFILES, SEED_VARIABLE
 from flujo_conformance.report import Outcome, Report, merged, worst
-from flujo_conformance.rules import ELSEWHERE, rules_of
-from flujo_conformance.running import INTERRUPTED, LEFT_OUT, run_suite
+from flujo_conformance.rules import ELSEWHERE
+from flujo_conformance.supervision import LEFT_OUT, Request, run_suite
 from flujo_core.cli.execution import JsonOption
-from flujo_core.cli.output import Column, excerpt, message, safe, write, write_json, write_table
+from flujo_core.cli.output import Column, excerpt, safe, write, write_json, write_table
 from flujo_core.contract import KEPT_BY, RULES
-from flujo_core.errors import FlujoStateError
 
-from .refusal import refuse, told_errors, write_whole
+from .refusal import check_writable, refuse, told_errors, write_whole
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -91,66 +87,38 @@ def run(  # noqa: PLR0917 - the options of a command
         refuse("give --uri, --harness or both")
     if profile not in PROFILES:
         refuse(f"--profile is {profile!r}; it is one of {', '.join(PROFILES)}")
-    wanted = {name.upper() for name in rule or ()}
+    wanted = frozenset(name.upper() for name in rule or ())
     for name in wanted - RULES.keys():
         refuse(f"there is no rule {name}; `flujo-conformance rules` lists them")
-    if report is not None and not report.parent.is_dir():
-        refuse(f"there is no folder {report.parent} for the report")
+    if report is not None:
+        check_writable(report)
     os.environ[PROFILE_VARIABLE] = profile
     os.environ.pop(SEED_VARIABLE, None)
-    with told_errors():
-        chosen = harness_named(harness, uri or "") if harness is not None else harness_for(uri or "")
     if profile == "soak" and seed is None:
         seed = random.randrange(2**32)
-    found = _rounds(chosen, uri or "", seed, wanted, minutes if profile == "soak" else 0)
-    if report is not None:
-        write_whole(report, found.model_dump_json(indent=1) + "\n")
+    with told_errors():
+        found = _rounds(Request(uri or "", harness or "", wanted), seed, minutes if profile == "soak" else 0)
     if as_json:
         write_json(found.model_dump(mode="json"))
     else:
         _show(found)
-    interrupted = any(test.why == INTERRUPTED for test in found.tests)
-    raise typer.Exit(130 if interrupted else EXIT_CODES[found.verdict])
+    if report is not None:
+        write_whole(report, found.model_dump_json(indent=1) + "\n")
+    raise typer.Exit(130 if found.interrupted else EXIT_CODES[found.verdict])
 
 
-def _rounds(harness: Harness, uri: str, seed: int | None, wanted: set[str], minutes: float) -> Report:
+def _rounds(request: Request, seed: int | None, minutes: float) -> Report:
     """One run, or as many as begin within the minutes, each with the next seed, up to the first that doesn't pass."""
-    subject = subject_of(harness, uri, asyncio.run(_database(harness)))
     reports: list[Report] = []
     end = time.monotonic() + minutes * 60
-
-    def is_wanted(test: str) -> bool:
-        rules = set(rules_of(test))
-        return not (wanted and rules) or bool(wanted & rules)
-
     while True:
         if seed is not None:
             os.environ[SEED_VARIABLE] = str(seed + len(reports))
         with _progress() as told:
-            found = run_suite(harness, subject, wanted=is_wanted, told=told)
+            found = run_suite(request, told)
         reports.append(found)
-        passes = not (found.error or found.counts["FAIL"] or found.counts["ERROR"])
-        interrupted = any(test.why == INTERRUPTED for test in found.tests)
-        if time.monotonic() >= end or not passes or interrupted:
-            break
-    if not reports[0].error:
-        asyncio.run(_remove(harness))
-    return merged(reports)
-
-
-async def _database(harness: Harness) -> str:
-    """Empty if it can't be reached: the suite then says so."""
-    try:
-        return await harness.database()
-    except (FlujoStateError, OSError):
-        return ""
-
-
-async def _remove(harness: Harness) -> None:
-    try:
-        await harness.remove()
-    except (FlujoStateError, OSError) as error:
-        message(f"what the tests left could not be removed: {error}", label="warning", style="yellow")
+        if found.interrupted or found.verdict in ("FAIL", "ERROR") or time.monotonic() >= end:
+            return merged(reports)
 
 
 @contextmanager

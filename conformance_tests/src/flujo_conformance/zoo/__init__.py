@@ -17,6 +17,7 @@ from . import (
     administration,
     arguments,
     concurrency,
+    extremes,
     interruption,
     life,
     lists,
@@ -44,6 +45,7 @@ _FILES = (
     metadata,
     traces,
     administration,
+    extremes,
 )
 
 UNBROKEN: Final = Mutant("unbroken", (), "The backend that all others are made from.", maker(MemoryBackend))

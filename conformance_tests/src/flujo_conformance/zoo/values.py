@@ -308,6 +308,14 @@ class NoSizeLimit(MemoryBackend):
         return BackendSettings()
 
 
+@breaks("G4")
+class SettingsDropped(MemoryBackend):
+    """It has the settings that it has by default, whatever it was given."""
+
+    def __init__(self, name: str = "", **more: Any) -> None:
+        super().__init__(name)
+
+
 @breaks("G4", "M3")
 class NoPath(MemoryBackend):
     """The error for a wrong value does not name its place."""

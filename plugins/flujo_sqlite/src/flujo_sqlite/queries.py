@@ -39,8 +39,8 @@ OPERATION_ID: Final = "SELECT operation_id FROM workflow_state WHERE run_id = ?"
 OLD_TERMS: Final = "SELECT metadata, created_at FROM workflow_state WHERE run_id = ?"
 LOAD: Final = (
     "SELECT -1 AS position, revision, created_at, snapshot FROM workflow_state "
-    "WHERE run_id = ?1 AND snapshot IS NOT NULL "
-    "UNION ALL SELECT position, NULL, NULL, entry FROM workflow_history WHERE run_id = ?1 ORDER BY position"
+    "WHERE run_id = ? AND snapshot IS NOT NULL "
+    "UNION ALL SELECT position, NULL, NULL, entry FROM workflow_history WHERE run_id = ? ORDER BY position"
 )
 RUN_DETAILS: Final = "SELECT run FROM workflow_state WHERE run_id = ?"
 
@@ -78,14 +78,15 @@ PUT_SPAN: Final = (
     "start_time = excluded.start_time, end_time = excluded.end_time, document = excluded.document"
 )
 SPANS: Final = (
-    "SELECT document FROM workflow_spans WHERE run_id = ?1 AND (?2 IS NULL OR status = ?2) "
-    "AND (?3 IS NULL OR name = ?3) ORDER BY start_time, sequence"
+    "SELECT document FROM workflow_spans WHERE run_id = ? AND status = ifnull(?, status) "
+    "AND name = ifnull(?, name) ORDER BY start_time, sequence"
 )
 SPAN_STATISTICS: Final = (
     "SELECT s.name, s.status, count(*), total(s.end_time - s.start_time) FROM workflow_spans s "
-    "WHERE s.end_time IS NOT NULL AND (?2 IS NULL OR s.start_time >= ?2) AND (?3 IS NULL OR s.start_time <= ?3) "
-    "AND (?1 IS NULL OR EXISTS (SELECT 1 FROM workflow_state w "
-    "WHERE w.run_id = s.run_id AND w.pipeline_name = ?1 AND w.listed)) GROUP BY s.name, s.status"
+    "WHERE s.end_time IS NOT NULL "
+    "AND s.start_time >= ifnull(?, s.start_time) AND s.start_time <= ifnull(?, s.start_time) "
+    "AND (? IS NULL OR EXISTS (SELECT 1 FROM workflow_state w "
+    "WHERE w.run_id = s.run_id AND w.pipeline_name = ? AND w.listed)) GROUP BY s.name, s.status"
 )
 PUT_TRACE: Final = (
     "INSERT INTO workflow_traces (run_id, document) VALUES (?, ?) "

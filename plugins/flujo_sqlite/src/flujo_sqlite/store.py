@@ -228,7 +228,7 @@ class SQLiteStore(Store):
         return await self._read(partial(_in_one_view, read))
 
     async def load(self, run_id: str) -> Snapshot | None:
-        rows = await self._read(lambda raw: raw.execute(sql.LOAD, (run_id,)).fetchall())
+        rows = await self._read(lambda raw: raw.execute(sql.LOAD, (run_id, run_id)).fetchall())
         if not rows or rows[0][0] != -1:
             return None
         _, revision, created_at, snapshot = rows[0]
@@ -271,7 +271,7 @@ class SQLiteStore(Store):
     async def span_statistics(
         self, pipeline_name: str | None, start: float | None, end: float | None
     ) -> list[SpanStatistic]:
-        values = (pipeline_name, start, end)
+        values = (start, end, pipeline_name, pipeline_name)
         rows = await self._read(lambda raw: raw.execute(sql.SPAN_STATISTICS, values).fetchall())
         return [SpanStatistic(*row) for row in rows]
 
