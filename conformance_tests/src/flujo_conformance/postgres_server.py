@@ -44,6 +44,7 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "100",
     "fsync": "on",
+    "scram_iterations": "1",  # the password is random and short-lived; each connection would hash it thousands of times
     "shared_memory_type": "mmap",
     "dynamic_shared_memory_type": "mmap",  # files in the data folder; "posix" leaves files in /dev/shm after a crash
 }

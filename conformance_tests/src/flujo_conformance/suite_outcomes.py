@@ -10,12 +10,12 @@ import pytest
 
 from flujo_core.errors import FlujoStateError, InvalidStateError, RunNotFoundError, StateConflictError
 
-from .answers import Call
 from .gate import hold_against_the_oracle
 from .harness import Harness
 from .observations import observe, unsupported
 from .strategies import plain_state
 from .suite_support import (
+    WRITES,
     Handles,
     call,
     everything,
@@ -70,20 +70,7 @@ class OutcomesPart:
 
     @on_fresh_data
     async def test_g9_what_returned_is_there_after_a_shutdown(self, here: Handles) -> None:
-        writes: list[Call] = [
-            ("save_state", ("r", plain_state(mine=1, step_history=[1, 2], metadata={"a": 1})), {}),
-            ("save_state", ("r", plain_state(mine=2, step_history=[2])), {}),
-            ("save_run_start", ({"run_id": "r", "total_steps": 3, "mine": 1},), {}),
-            ("save_run_end", ("r", {"status": "failed", "final_context": {"a": 1}}), {}),
-            ("save_step_result", ({"run_id": "r", "step_name": "s", "step_index": 0, "cost": 1},), {}),
-            ("save_trace", ("r", {"span_id": "a", "name": "n"}), {}),
-            ("save_spans", ("r", [{"span_id": "b"}]), {}),
-            ("persist_evaluation", ("r", 1), {}),
-            ("set_system_state", ("k", 1), {}),
-            ("delete_state", ("r",), {}),
-            ("delete_run", ("r",), {}),
-        ]
-        for write in writes:
+        for write in WRITES:
             writer, reader = here.open(), here.open()
             await call(writer, write)
             wanted = await everything(writer, "r")

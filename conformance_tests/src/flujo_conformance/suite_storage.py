@@ -16,7 +16,7 @@ from .harness import NO_RAW_READER, Harness
 from .machine import NAMESPACE
 from .observations import observe
 from .strategies import plain_state
-from .suite_support import Handles, call, everything, fill, on_fresh_data
+from .suite_support import WRITES, Handles, call, everything, fill, on_fresh_data
 
 HISTORY = 300
 
@@ -67,21 +67,8 @@ class StoragePart:
 
     @on_fresh_data
     async def test_g9_what_returned_is_committed_for_whoever_looks(self, here: Handles) -> None:
-        writes: list[Call] = [
-            ("save_state", ("r", plain_state()), {}),
-            ("save_state", ("r", plain_state(step_history=[1])), {}),
-            ("save_run_start", ({"run_id": "r", "total_steps": 3},), {}),
-            ("save_run_end", ("r", {"status": "failed"}), {}),
-            ("save_step_result", ({"run_id": "r", "step_name": "s", "step_index": 0},), {}),
-            ("save_trace", ("r", {"span_id": "a", "name": "n"}), {}),
-            ("save_spans", ("r", [{"span_id": "b"}]), {}),
-            ("persist_evaluation", ("r", 1), {}),
-            ("set_system_state", ("k", 1), {}),
-            ("delete_state", ("r",), {}),
-            ("delete_run", ("r",), {}),
-        ]
         await here.one.count_runs()
-        for write in writes:
+        for write in WRITES:
             before = await stored(here.harness)
             await call(here.one, write)
             assert unexpected(before, await stored(here.harness)), f"nothing of {write[0]} is there"

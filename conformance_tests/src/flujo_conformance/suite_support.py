@@ -22,6 +22,21 @@ from .harness import Harness
 from .machine import NAMESPACE, Clock, ContractMachine
 from .strategies import plain_state
 
+WRITES: list[Call] = [
+    ("save_state", ("r", plain_state(mine=1, step_history=[1, 2], metadata={"a": 1})), {}),
+    ("save_state", ("r", plain_state(mine=2, step_history=[2])), {}),
+    ("save_run_start", ({"run_id": "r", "total_steps": 3, "mine": 1},), {}),
+    ("save_run_end", ("r", {"status": "failed", "final_context": {"a": 1}}), {}),
+    ("save_step_result", ({"run_id": "r", "step_name": "s", "step_index": 0, "cost": 1},), {}),
+    ("save_trace", ("r", {"span_id": "a", "name": "n"}), {}),
+    ("save_spans", ("r", [{"span_id": "b"}]), {}),
+    ("persist_evaluation", ("r", 1), {}),
+    ("set_system_state", ("k", 1), {}),
+    ("delete_state", ("r",), {}),
+    ("delete_run", ("r",), {}),
+]
+"""One of every kind; each of them changes something, made one after the other."""
+
 
 class Handles:
     """Handles on one namespace, which was empty when the test began, and the clock of all of them."""
