@@ -43,6 +43,7 @@ _PARTS = (
     "suite_outcomes",
     "suite_concurrency",
     "suite_interruption",
+    "interrupted_calls",
     "suite_snapshots",
     "suite_runs",
     "suite_lists",

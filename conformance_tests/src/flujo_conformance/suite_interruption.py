@@ -5,25 +5,36 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from itertools import count, product
+from itertools import count
 from typing import Any, Final
 
 import pytest
 
 from flujo_core import StateBackend
-from flujo_core.errors import FlujoStateError, OutcomeUnknownError
+from flujo_core.errors import FlujoStateError
 
 from .answers import Call, disagreement
-from .compare import difference
 from .harness import Harness
+from .interrupted_calls import (
+    REST,
+    Case,
+    asked,
+    check,
+    full_run,
+    is_open,
+    old_runs,
+    on_a_full_run,
+    save_of,
+    several,
+    stale_runs,
+    step_of,
+)
 from .interruption import Cancel, Stepping, When, Whom, at_every_point, step
 from .killed import KINDS, RUNS, written_until_killed
 from .leaks import held, left
-from .machine import NAMESPACE, START, Clock
+from .machine import NAMESPACE
 from .model import ModelBackend
 from .observations import observe, unsupported
 from .profile import chosen_seed, times
@@ -40,144 +51,6 @@ SWEEPS: Final[tuple[tuple[Whom, When], ...]] = (
     ("caller", "at once"),
 )
 """The manners of cancelling, the most telling first: a quick profile takes the first ones, others all."""
-LONG_AGO: Final = START - timedelta(days=100)
-REST: Final[Call] = ("set_system_state", ("k", "rest"), {})
-
-
-@dataclass(frozen=True)
-class Case:
-    """Calls that are made at the same time, on runs of their own."""
-
-    before: list[Call]
-    """What is there when they begin."""
-    calls: list[Call]
-    runs: list[str]
-    """Those that they may change, each of them in one transaction."""
-
-
-def _state(run_id: str, number: int, **more: Any) -> dict[str, Any]:
-    """A state of which each part tells its number."""
-    history = [{"entry": place, "of": number if place % 3 else 0} for place in range(4 + 3 * number)]
-    return plain_state(
-        step_history=history, metadata={"of": run_id, "n": number}, mine=number, error_message=str(number), **more
-    )
-
-
-def _save(run_id: str, number: int, **more: Any) -> Call:
-    return "save_state", (run_id, _state(run_id, number, **more)), {}
-
-
-def _step(run_id: str, **more: Any) -> Call:
-    return "save_step_result", ({"run_id": run_id, "step_name": "s", "step_index": 0, **more},), {}
-
-
-def _full(run_id: str) -> list[Call]:
-    """Some of everything that a run can have."""
-    return [
-        _save(run_id, 1),
-        ("save_run_start", ({"run_id": run_id, "started": "yes"},), {}),
-        _step(run_id, record_id="one", cost=0.5),
-        ("save_trace", (run_id, {"span_id": "t", "name": "trace", "end_time": 1}), {}),
-        ("save_spans", (run_id, [{"span_id": "a", "start_time": 1}, {"span_id": "b", "start_time": 2}]), {}),
-        ("persist_evaluation", (run_id, 0.5, "good"), {}),
-    ]
-
-
-def _on_a_full_run(method: str, *args: Any) -> Callable[[str], Case]:
-    return lambda run_id: Case(_full(run_id), [(method, (run_id, *args), {})], [run_id])
-
-
-def _old_runs(run_id: str) -> Case:
-    runs = [run_id, f"{run_id} too"]
-    before = [
-        one
-        for name in runs
-        for one in (_save(name, 1, created_at=LONG_AGO, updated_at=LONG_AGO), _step(name, created_at=LONG_AGO))
-    ]
-    return Case(before, [("cleanup_old_workflows", (30,), {})], runs)
-
-
-def _stale_runs(run_id: str) -> Case:
-    runs = [run_id, f"{run_id} too"]
-    before = [_save(name, 1, is_background_task=True, updated_at=LONG_AGO) for name in runs]
-    return Case(before, [("cleanup_stale_background_tasks", (), {})], runs)
-
-
-def _several(run_id: str) -> Case:
-    """Four writes of three runs, which meet in one batch."""
-    other, new = f"{run_id} other", f"{run_id} new"
-    calls = [_save(run_id, 2), _save(run_id, 3), _step(other, output=1), _save(new, 2)]
-    return Case([*_full(run_id), _save(other, 1)], calls, [run_id, other, new])
-
-
-# --- what may be there afterwards ------------------------------------------------------------------------------------
-
-
-def _view(run_id: str) -> list[Call]:
-    """All that can be read of a run, by its indexes too."""
-    return [
-        ("get_run_details", (run_id,), {}),
-        ("load_state", (run_id,), {}),
-        ("list_run_steps", (run_id,), {}),
-        ("get_spans", (run_id,), {}),
-        ("get_trace", (run_id,), {}),
-        ("list_evaluations", (None, run_id), {}),
-        *(("list_runs", (), {"metadata_filter": {"of": run_id, "n": number}}) for number in (1, 2)),
-        ("get_system_state", ("k",), {}),
-    ]
-
-
-def _asked(model: ModelBackend, one: Call) -> Any:
-    method, args, kwargs = one
-    return getattr(model, method)(*args, **kwargs)
-
-
-def _is_open(answer: Any) -> bool:
-    """Whether a call that ended so may have had its effect or not."""
-    if isinstance(answer, FlujoStateError):
-        return isinstance(answer, OutcomeUnknownError)
-    return isinstance(answer, BaseException)
-
-
-def _possible(case: Case, answers: Sequence[Any], probes: list[Call], clock: Clock) -> Iterator[ModelBackend]:
-    """What may be there: all that returned and nothing that failed, with or without each call whose outcome is open."""
-    effects = [
-        (False, True) if _is_open(answer) else (False,) if isinstance(answer, FlujoStateError) else (True,)
-        for answer in answers
-    ]
-    for chosen in product(*effects):
-        model = ModelBackend(clock)
-        for one in (REST, *case.before):
-            _asked(model, one)
-        said = [_asked(model, one) if yes else None for one, yes in zip(case.calls, chosen, strict=True)]
-        for one in probes:
-            _asked(model, one)
-        wrong = [
-            (wanted, got)
-            for wanted, got, outcomes in zip(said, answers, effects, strict=True)
-            if outcomes == (True,) and difference(wanted, got) is not None
-        ]
-        if not wrong:
-            yield model
-
-
-async def _check(case: Case, answers: Sequence[Any], probes: list[Call], backend: StateBackend, where: str) -> None:
-    """Each run of the case is, for a reader, as some model of what may be there says."""
-    models = list(_possible(case, answers, probes, backend.clock))  # type: ignore[arg-type]
-    assert models, f"{where}: the calls answered {answers!r:.300}, which they can't have"
-    for run_id in case.runs:
-        view = _view(run_id)
-        found = await asyncio.gather(*(call(backend, one) for one in view))
-        differences = []
-        for model in models:
-            asked = zip(view, found, strict=True)
-            wrong = [f"{one[0]}: {why}" for one, got in asked if (why := disagreement(one, _asked(model, one), got))]
-            if not wrong:
-                break
-            differences += wrong[:1]
-        else:
-            shown = "\n".join(f"  {why}" for why in differences)
-            pytest.fail(f"{where}: {answers!r:.200} left {run_id!r} neither old nor new:\n{shown}")
 
 
 @asynccontextmanager
@@ -191,15 +64,15 @@ async def _in_time(what: str) -> AsyncIterator[None]:
 
 async def _goes_on(case: Case, answers: Sequence[Any], one: StateBackend, two: StateBackend, where: str) -> None:
     """After calls that were cut off: what is there is old or new, and both handles write and read on."""
-    if not any(map(_is_open, answers)):
+    if not any(map(is_open, answers)):
         # Whatever returned is there before anybody writes anything else.
-        await _check(case, answers, [], two, where)
+        await check(case, answers, [], two, where)
     # A write of the same handle comes after what cancelled calls may still do.
-    probes = [_step(run_id, step_index=9, record_id="probe") for run_id in case.runs]
+    probes = [step_of(run_id, step_index=9, record_id="probe") for run_id in case.runs]
     async with _in_time(f"{where}: the next write of the handle"):
         await asyncio.gather(*(call(one, probe) for probe in probes))
     async with _in_time(f"{where}: a read of another handle"):
-        await _check(case, answers, probes, two, where)
+        await check(case, answers, probes, two, where)
     async with _in_time(f"{where}: a write of another handle and a read of the first"):
         for run_id in case.runs:
             assert await two.delete_run(run_id) is True
@@ -269,82 +142,84 @@ def _stride() -> int:
 class InterruptionPart:
     @on_fresh_data
     async def test_g9_a_first_save_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
-        await _old_or_new(here, lambda run_id: Case([], [_save(run_id, 2)], [run_id]))
+        await _old_or_new(here, lambda run_id: Case([], [save_of(run_id, 2)], [run_id]))
 
     @on_fresh_data
     async def test_g9_a_save_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
-        await _old_or_new(here, lambda run_id: Case([_save(run_id, 1)], [_save(run_id, 2)], [run_id]), manners=2)
+        await _old_or_new(here, lambda run_id: Case([save_of(run_id, 1)], [save_of(run_id, 2)], [run_id]), manners=2)
 
     @on_fresh_data
     async def test_g9_a_shorter_save_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
-        await _old_or_new(here, lambda run_id: Case([_save(run_id, 2)], [_save(run_id, 1)], [run_id]))
+        await _old_or_new(here, lambda run_id: Case([save_of(run_id, 2)], [save_of(run_id, 1)], [run_id]))
 
     @on_fresh_data
     async def test_g9_delete_state_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
-        await _old_or_new(here, _on_a_full_run("delete_state"))
+        await _old_or_new(here, on_a_full_run("delete_state"))
 
     @on_fresh_data
     async def test_g9_delete_run_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
-        await _old_or_new(here, _on_a_full_run("delete_run"), manners=2)
+        await _old_or_new(here, on_a_full_run("delete_run"), manners=2)
 
     @on_fresh_data
     async def test_g9_save_run_start_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
         def make(run_id: str) -> Case:
             data = {"run_id": run_id, "pipeline_name": "p", "metadata": {"of": run_id, "n": 2}, "mine": 2}
-            return Case([_step(run_id)], [("save_run_start", (data,), {})], [run_id])
+            return Case([step_of(run_id)], [("save_run_start", (data,), {})], [run_id])
 
         await _old_or_new(here, make)
 
     @on_fresh_data
     async def test_g9_save_run_end_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
         end = {"status": "failed", "error_message": "2", "total_cost": 2.0, "final_context": {"n": 2}, "mine": 2}
-        await _old_or_new(here, _on_a_full_run("save_run_end", end))
+        await _old_or_new(here, on_a_full_run("save_run_end", end))
 
     @on_fresh_data
     async def test_g9_a_repeated_step_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
         def make(run_id: str) -> Case:
-            return Case(_full(run_id), [_step(run_id, record_id="one", step_index=2, cost=2.0, output=2)], [run_id])
+            return Case(
+                full_run(run_id), [step_of(run_id, record_id="one", step_index=2, cost=2.0, output=2)], [run_id]
+            )
 
         await _old_or_new(here, make)
 
     @on_fresh_data
     async def test_g9_save_spans_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
         spans = [{"span_id": name, "start_time": 3.0, "end_time": 4.0, "status": "done"} for name in "tbc"]
-        await _old_or_new(here, _on_a_full_run("save_spans", spans))
+        await _old_or_new(here, on_a_full_run("save_spans", spans))
 
     @on_fresh_data
     async def test_g9_save_trace_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
         trace = {"span_id": "u", "name": "trace", "children": [{"span_id": "a", "name": "child", "end_time": 2}]}
-        await _old_or_new(here, _on_a_full_run("save_trace", trace))
+        await _old_or_new(here, on_a_full_run("save_trace", trace))
 
     @on_fresh_data
     async def test_g9_persist_evaluation_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
-        await _old_or_new(here, _on_a_full_run("persist_evaluation", 1.0, "better"))
+        await _old_or_new(here, on_a_full_run("persist_evaluation", 1.0, "better"))
 
     @on_fresh_data
     async def test_g9_set_system_state_cancelled_at_any_point_is_old_or_new(self, here: Handles) -> None:
         old: Call = ("set_system_state", ("k", {"value": "old"}), {})
         new: Call = ("set_system_state", ("k", {"value": "new"}), {})
-        await _old_or_new(here, lambda run_id: Case([old, _save(run_id, 1)], [new], [run_id]), manners=2)
+        await _old_or_new(here, lambda run_id: Case([old, save_of(run_id, 1)], [new], [run_id]), manners=2)
 
     @on_fresh_data
     async def test_g9_cleanup_old_workflows_cancelled_at_any_point_leaves_whole_runs(self, here: Handles) -> None:
-        await _old_or_new(here, _old_runs)
+        await _old_or_new(here, old_runs)
 
     @on_fresh_data
     async def test_g9_cleanup_stale_background_tasks_cancelled_at_any_point_marks_whole(self, here: Handles) -> None:
-        await _old_or_new(here, _stale_runs)
+        await _old_or_new(here, stale_runs)
 
     @on_fresh_data
     async def test_g9_one_of_several_writes_cancelled_at_any_point_hinders_no_other(self, here: Handles) -> None:
-        await _old_or_new(here, _several, victims=2, manners=2)
+        await _old_or_new(here, several, victims=2, manners=2)
 
     @on_fresh_data
     async def test_g9_a_read_cancelled_at_any_point_changes_nothing_and_hinders_no_other(self, here: Handles) -> None:
         model = ModelBackend(here.clock)
-        for one in (REST, *_full("r"), _save("other", 2)):
+        for one in (REST, *full_run("r"), save_of("other", 2)):
             await call(here.one, one)
-            _asked(model, one)
+            asked(model, one)
         status = await here.one.schema_status()
         reads: list[Call] = [
             ("load_state", ("r",), {}),
@@ -358,14 +233,14 @@ class InterruptionPart:
         async def trial(cancel: Cancel, read: Call) -> Stepping:
             stepping, [answer] = await step([call(here.one, read)], cancel, limit=LIMIT)
             where = f"{read[0]}, {cancel}"
-            if not _is_open(answer) and not isinstance(answer, FlujoStateError):
+            if not is_open(answer) and not isinstance(answer, FlujoStateError):
                 if read[0] == "schema_status":
                     assert answer == status
                 else:
-                    assert disagreement(read, _asked(model, read), answer) is None, where
+                    assert disagreement(read, asked(model, read), answer) is None, where
             async with _in_time(f"{where}: the next read of the handle"):
                 for one in after:
-                    assert disagreement(one, _asked(model, one), await call(here.one, one)) is None, (where, one)
+                    assert disagreement(one, asked(model, one), await call(here.one, one)) is None, (where, one)
             return stepping
 
         most = 0
@@ -395,7 +270,7 @@ class InterruptionPart:
 
         async def trial(cancel: Cancel) -> Stepping:
             backend, run_id = here.open(), f"run {next(numbers)}"
-            case = Case([], [_save(run_id, 2)], [run_id])
+            case = Case([], [save_of(run_id, 2)], [run_id])
             stepping, answers = await step([call(backend, case.calls[0])], cancel, limit=LIMIT)
             await _goes_on(case, answers, backend, here.two, f"the first call, {cancel}")
             async with _in_time(f"shutdown after the first call, {cancel}"):
@@ -416,7 +291,7 @@ class InterruptionPart:
             stepping, [answer] = await step([one.save_state("r", plain_state())], cancel, limit=LIMIT)
             async with _in_time(f"the second call, {cancel}"):
                 revision = await one.save_state("r", plain_state())
-                assert revision in ((1, 2) if _is_open(answer) else (1,) if isinstance(answer, Exception) else (2,))
+                assert revision in ((1, 2) if is_open(answer) else (1,) if isinstance(answer, Exception) else (2,))
                 assert (await loaded(two))["revision"] == revision
                 assert (await two.schema_status()).state == "current"
                 await asyncio.gather(one.shutdown(), two.shutdown())
@@ -432,7 +307,7 @@ class InterruptionPart:
 
         async def trial(cancel: Cancel) -> Stepping:
             backend, run_id = here.open(), f"run {next(numbers)}"
-            case = Case([], [_save(run_id, 2)], [run_id])
+            case = Case([], [save_of(run_id, 2)], [run_id])
             await asyncio.gather(backend.count_runs(), backend.count_runs())
             stepping, [answer, _] = await step([call(backend, case.calls[0]), backend.shutdown()], cancel, victim=1)
             await _goes_on(case, [answer], backend, here.two, f"shutdown, {cancel}")
@@ -458,7 +333,7 @@ class InterruptionPart:
 
         async with _nothing_left(here):
             for number, limit in enumerate(limits * times(2)):
-                case = _on_a_full_run("delete_state")(f"run {number}") if number % 3 else _several(f"run {number}")
+                case = on_a_full_run("delete_state")(f"run {number}") if number % 3 else several(f"run {number}")
                 for one in case.before:
                     await call(here.two, one)
                 attempts = (bounded(one, limit, number % 2 == 0) for one in case.calls)
