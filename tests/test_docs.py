@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from flujo_conformance import StateBackendSuite
+from flujo_conformance.report import read_report
 from flujo_core.config import resolve_configuration
+from flujo_core.contract import CONTRACT_VERSION
 from flujo_core.settings import BackendSettings
 from flujo_core.settings_validation import setting_fields
 from flujo_postgres.settings import PostgresSettings
@@ -85,3 +88,17 @@ def test_what_the_authors_guide_quotes_is_said_somewhere() -> None:
     said = "".join(path.read_text(encoding="utf-8") for source in sources for path in source.rglob("*.py"))
     said = re.sub(r'"\s+f?"', "", said).replace("{{", "{").replace("}}", "}")
     assert [words for words in quoted if words.partition(",")[0] not in said] == []
+
+
+def test_the_compatibility_page_is_made_of_the_reports() -> None:
+    script = ROOT / "docs" / "update_compatibility.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "reports").glob("*.json")), ids=lambda path: path.stem)
+def test_every_report_is_of_the_suite_of_today(path: Path) -> None:
+    report = read_report(path.read_text(encoding="utf-8"))
+    assert (report.verdict, report.contract, report.subject.uri) == ("PASS", CONTRACT_VERSION, "")
+    today = {name for name in dir(StateBackendSuite) if name.startswith("test_")}
+    assert {test.name.partition("[")[0] for test in report.tests} == today

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import strategies as st
 
 from flujo_conformance import strategies as make
+from flujo_conformance.answers import Call
 from flujo_conformance.call_trace import (
     METHODS,
     Ask,
@@ -24,6 +25,7 @@ from flujo_conformance.call_trace import (
     SetClock,
     Step,
     Trace,
+    check_calls,
     dumps,
     from_json,
     loads,
@@ -222,3 +224,11 @@ def test_a_text_that_is_no_trace_is_refused_in_words() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             loads(bad)
+
+
+def test_a_call_with_arguments_that_its_method_does_not_have_is_refused() -> None:
+    check_calls(Trace((Ask(0, (("load_state", ("r",), {}),)),)))
+    wrongs: list[Call] = [("load_state", (), {}), ("count_runs", (), {"limit": 1}), ("delete_run", ("r", "s"), {})]
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=rf"calls\[0\]: {wrong[0]} can't be called so"):
+            check_calls(Trace((Ask(0, (wrong,)),)))

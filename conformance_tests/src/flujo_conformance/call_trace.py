@@ -27,6 +27,7 @@ from uuid import UUID
 
 from flujo_core import StateBackend
 from flujo_core.contract import CONTRACT_VERSION
+from flujo_core.queries import Filters
 
 from .answers import Call
 from .model import ModelBackend
@@ -117,6 +118,18 @@ def from_json(document: Any) -> Trace:
     return Trace(tuple(_step(step, f"calls[{place}]") for place, step in enumerate(calls)), contract)
 
 
+def check_calls(trace: Trace) -> None:
+    """Raises `ValueError` for a call that no backend can be asked: with arguments that its method doesn't have."""
+    for place, step in enumerate(trace.steps):
+        for method, args, kwargs in step.calls if isinstance(step, Ask) else ():
+            try:
+                bound = inspect.signature(getattr(StateBackend, method)).bind(None, *args, **kwargs)
+            except TypeError as error:
+                raise ValueError(f"calls[{place}]: {method} can't be called so: {error}") from None
+            if unknown := set(bound.arguments.get("filters", {})) - Filters.__annotations__.keys():
+                raise ValueError(f"calls[{place}]: {method} can't be called so: there is no filter {min(unknown)!a}")
+
+
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
@@ -162,10 +175,6 @@ def _ask(document: Any, place: str) -> Ask:
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise ValueError(f"{place}: args is a list, kwargs an object")
     call = method, tuple(_value(one, place) for one in args), {name: _value(kwargs[name], place) for name in kwargs}
-    try:
-        inspect.signature(getattr(StateBackend, method)).bind(None, *args, **kwargs)
-    except TypeError as error:
-        raise ValueError(f"{place}: {method} can't be called so: {error}") from None
     return Ask(_handle(document["handle"], place), (call,))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from hypothesis.errors import HypothesisWarning
 
-from flujo_conformance.call_trace import dumps, loads
+from flujo_conformance.call_trace import check_calls, dumps, loads
 from flujo_conformance.differential import find_difference
 from flujo_conformance.harness import Harness
 from flujo_conformance.harnesses import harness_for, harness_named
@@ -90,6 +90,7 @@ def replay(
     asked = _asked(uri or (), harness or ())
     try:
         calls = loads(trace.read_text(encoding="utf-8"))
+        check_calls(calls)
     except OSError as error:
         refuse(f"{trace} can't be read: {error.strerror}")
     except ValueError as error:
