@@ -65,7 +65,7 @@ def _loaded(name: str) -> Any:
     return found
 
 
-def subject_of(harness: Harness, uri: str = "", database: str = "") -> Subject:
+def subject_of(harness: Harness, uri: str = "") -> Subject:
     """What a report says of the backend that a harness opens."""
     kind = type(harness)
     spec = find_plugin(uri.partition(":")[0]) if uri else None
@@ -77,7 +77,6 @@ def subject_of(harness: Harness, uri: str = "", database: str = "") -> Subject:
         harness=f"{kind.__module__}:{kind.__qualname__}",
         uri=mask_uri(uri) if uri else "",
         distribution=", ".join(distributions),
-        database=database,
         durable=harness.durable,
         shared=harness.shared,
     )

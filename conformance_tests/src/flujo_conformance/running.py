@@ -133,15 +133,16 @@ class Collector:
             return ("UNSUPPORTED", str(limit)) if limit else ("PASS", "")
         place: Any = report.longrepr
         if report.nodeid in self._blameless:
-            return "ERROR", _why(report)
+            return "ERROR", failure(report).partition("\n")[0]
         if hasattr(report, "wasxfail") and report.skipped:
             return "EXEMPT", report.wasxfail
         if report.skipped:
             reason = str(place[2]).removeprefix("Skipped: ")
             return ("NOT RUN", reason) if reason == NO_RAW_READER else ("ERROR", f"skipped: {reason}")
-        return ("FAIL" if report.when == "call" else "ERROR"), _why(report)
+        return ("FAIL" if report.when == "call" else "ERROR"), failure(report).partition("\n")[0]
 
 
-def _why(report: pytest.TestReport) -> str:
+def failure(report: pytest.TestReport) -> str:
+    """What a test that failed raised; where that can't be told, all that pytest says of it."""
     crash: Any = getattr(report.longrepr, "reprcrash", None)
-    return str(crash.message if crash else report.longreprtext).partition("\n")[0]
+    return str(crash.message if crash else report.longreprtext)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import hypothesis
 import pytest
 
 from .rules import rules_of
-from .running import run_pytest
+from .running import failure, run_pytest
 from .zoo import MUTANTS, UNBROKEN, ZooHarness
 
 TEST_SECONDS: Final = 30
@@ -69,5 +69,4 @@ class _Watch:
         self.tests += report.when == "call"
         if report.failed and self.failed is None:
             self.failed = report.nodeid.rpartition("::")[2].partition("[")[0]
-            crash: Any = getattr(report.longrepr, "reprcrash", None)
-            self.why = crash.message if crash else report.longreprtext
+            self.why = failure(report)

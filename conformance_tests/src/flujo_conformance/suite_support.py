@@ -80,7 +80,7 @@ def on_fresh_data(
 
 
 @contextmanager
-def beside_the_oracle(harness: Harness, *, fresh: bool = True) -> Iterator[ContractMachine]:
+def beside_the_oracle(harness: Harness) -> Iterator[ContractMachine]:
     """Two handles and the oracle, all empty; ``check`` makes a call on both and compares."""
     machine_type: Any = type("Beside", (ContractMachine,), {"harnesses": {"backend": harness}})
     machine: ContractMachine = machine_type()

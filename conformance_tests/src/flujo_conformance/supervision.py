@@ -198,12 +198,13 @@ def _run(request: Request, tell: Callable[..., None]) -> str:
     """Why no test could be run; empty if some were."""
     uri = request.uri
     harness = GuardedHarness(harness_named(request.harness, uri) if request.harness else harness_for(uri))
-    tell("subject", subject_of(harness.guarded, uri))
+    subject = subject_of(harness.guarded, uri)
+    tell("subject", subject)
     try:
         database = asyncio.run(asyncio.wait_for(_reached(harness), _GRACE))
     except (FlujoStateError, OSError) as error:
         return f"{type(error).__name__}: {error}"
-    tell("subject", subject_of(harness.guarded, uri, database))
+    tell("subject", subject.model_copy(update={"database": database}))
     collector = Collector(request.wants, tell)
     code = run_pytest(harness, collector, seconds=TEST_SECONDS[chosen_profile()])
     if collector.errors:

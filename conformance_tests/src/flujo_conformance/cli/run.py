@@ -78,7 +78,7 @@ def run(  # noqa: PLR0917 - the options of a command
     Exit codes: 0 PASS, 1 FAIL, 2 ERROR or wrong usage, 3 PARTIAL, 130 interrupted.
 
     \b
-
+    Examples:
       flujo-conformance run --uri 'sqlite:////tmp/trial/{namespace}.db'
       flujo-conformance run --uri postgres://localhost/trial --profile ci --report out.json
       flujo-conformance run --harness my_tests.harness:RedisHarness --rule S6
