@@ -45,7 +45,7 @@ quickstart: $(QUICKSTART_INSTALLED)  ## install the facade, core and SQLite back
 	$(QUICKSTART_VENV)/bin/python examples/quickstart.py
 
 test: $(INSTALLED)  ## run every test; PYTEST_ARGS='-k name' for some
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n auto $(PYTEST_ARGS)
 
 test-all:  ## run every test on each Python version that is installed
 	@failed=; summary=; \

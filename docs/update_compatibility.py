@@ -48,7 +48,7 @@ def run(name: str, profile: str) -> None:
     REPORTS.mkdir(exist_ok=True)
     path = REPORTS / f"{name}.json"
     with place(name) as where:
-        command = [sys.executable, "-m", "flujo_conformance", "run", *where, "--profile", profile]
+        command = [sys.executable, "-m", "flujo_conformance", "run", *where, "--profile", profile, "--jobs", "2"]
         subprocess.run([*command, "--report", str(path)], cwd=DUCKDB_TESTS, check=False)
     found = read_report(path.read_text(encoding="utf-8"))
     # Where the database was is nobody's business.

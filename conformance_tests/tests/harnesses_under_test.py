@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ class Dying(Unbroken):
 
 
 class Waiting(Unbroken):
-    """Waits for ever, once the suite wipes."""
+    """Waits for ever, once the suite wipes, and says so: by a file in the folder that WAITING names, if it does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +87,8 @@ class Waiting(Unbroken):
     async def wipe(self, namespace: str) -> None:
         self._wiped += 1
         if self._wiped > 3:
+            if "WAITING" in os.environ:
+                Path(os.environ["WAITING"], str(os.getpid())).touch()
             await asyncio.sleep(1000)
         await super().wipe(namespace)
 

@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from flujo_conformance import supervision
 from flujo_conformance.cli.app import app
-from flujo_conformance.profile import PROFILE_VARIABLE, SEED_VARIABLE, examples
+from flujo_conformance.profile import PROFILE_VARIABLE, PROFILES, SEED_VARIABLE, examples
 from flujo_conformance.report import OUTCOMES, Report, TestOutcome, matrix, merged, read_report
 from flujo_conformance.rules import ELSEWHERE
+from flujo_conformance.supervision import Request, run_suite
 from flujo_core.contract import CONTRACT_VERSION, KEPT_BY, RULES
 
 TESTS = Path(__file__).parent
@@ -39,10 +41,10 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def run_on(harness: str, *rules: str) -> tuple[int, dict[str, Any]]:
+def run_on(harness: str, *rules: str, jobs: int = 1) -> tuple[int, dict[str, Any]]:
     """Exit code and report of a run on a harness of this folder."""
     chosen = [word for rule in rules for word in ("--rule", rule)]
-    done = command("run", "--harness", f"harnesses_under_test:{harness}", "--json", *chosen)
+    done = command("run", "--harness", f"harnesses_under_test:{harness}", "--json", "--jobs", str(jobs), *chosen)
     assert not done.stderr, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, report
@@ -126,6 +128,50 @@ def test_a_backend_that_ends_the_process_is_an_error() -> None:
     assert {test["outcome"] for test in report["tests"] if test["rules"] == ["S4"]} == {"PASS"}
 
 
+def test_of_several_processes_only_the_one_that_ends_leaves_tests_behind() -> None:
+    code, report = run_on("Ending", "S4", "S5", "S7", jobs=2)
+    assert (code, report["verdict"], report["error"]) == (2, "ERROR", "")
+    wanted = [test["name"] for test in report["tests"] if test["why"] != "left out"]
+    at = wanted.index(S5)
+    rest = wanted[at + 2 :: 2]
+    assert rest
+    expected = dict.fromkeys(wanted, ("PASS", ""))
+    expected |= {S5: ("ERROR", "the process ended by itself, with exit code 0")}
+    expected |= dict.fromkeys(rest, ("NOT RUN", "not reached"))
+    assert {name: outcome_of(report, name) for name in wanted} == expected
+
+
+@pytest.mark.parametrize("rules", [("S5",), ("S4", "S5", "S7", "S8", "G2")], ids=["fewer tests than processes", "more"])
+def test_several_processes_find_what_one_does(rules: tuple[str, ...]) -> None:
+    _, alone = run_on("Unbroken", *rules)
+    _, together = run_on("Unbroken", *rules, jobs=3)
+    both = [[(test["name"], test["outcome"], test["why"]) for test in one["tests"]] for one in (alone, together)]
+    assert both[0] == both[1]
+    assert together["verdict"] == alone["verdict"] == "PARTIAL"
+    assert together["subject"] == alone["subject"]
+
+
+@given(st.integers(0, 50), st.integers(1, 60))
+def test_each_test_is_run_by_one_process(tests: int, jobs: int) -> None:
+    request = Request(jobs=jobs)
+    dealt = [number for one in range(jobs) for number in range(tests)[request.share(one)]]
+    assert sorted(dealt) == list(range(tests))
+
+
+def test_processes_that_say_nothing_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here after seconds; the processes themselves would wait for a minute before they fail the test."""
+    monkeypatch.setattr(supervision, "_GRACE", 10)
+    monkeypatch.setattr(supervision, "TEST_SECONDS", dict.fromkeys(PROFILES, 0))
+    monkeypatch.chdir(TESTS)
+    told = []
+    report = run_suite(Request(harness="harnesses_under_test:Waiting", jobs=2), lambda *what: told.append(what))
+    stuck = [test for test in report.tests if test.why == "no end after 10 s"]
+    assert [test.outcome for test in stuck] == ["ERROR", "ERROR"]
+    assert {all_ for _, all_, _ in told} == {len(report.tests)}
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert max(done for done, _, _ in told) <= len(told) == sum(test.why != "not reached" for test in report.tests)
+
+
 def test_without_a_raw_reader_some_tests_are_not_run() -> None:
     _, report = run_on("WithoutRawReader", "S8")
     found = outcome_of(report, "test_s8_of_a_long_history_only_what_changed_is_written")
@@ -133,20 +179,28 @@ def test_without_a_raw_reader_some_tests_are_not_run() -> None:
 
 
 def test_an_unreachable_database_is_an_error_and_no_test_is_skipped() -> None:
-    code, report = run_on("Unreachable")
-    assert (code, report["verdict"], report["tests"]) == (2, "ERROR", [])
-    assert report["error"] == "StorageUnavailableError: nobody listens on port 1; start the server"
+    for jobs in (1, 2):
+        code, report = run_on("Unreachable", jobs=jobs)
+        assert (code, report["verdict"], report["tests"]) == (2, "ERROR", [])
+        assert report["error"] == "StorageUnavailableError: nobody listens on port 1; start the server"
     code, report = run_on("Dying", "S5", "S7")
     assert (code, report["verdict"]) == (2, "ERROR")
     assert report["counts"]["FAIL"] == report["counts"]["UNSUPPORTED"] == 0
     assert report["counts"]["ERROR"] > 5
 
 
-def test_ctrl_c_leaves_a_report_that_says_what_was_not_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_leaves_a_report_that_says_what_was_not_run(tmp_path: Path, jobs: int) -> None:
     report = tmp_path / "report.json"
     line = [sys.executable, "-m", "flujo_conformance", "run", "--harness", "harnesses_under_test:Waiting"]
-    with subprocess.Popen([*line, "--report", str(report)], cwd=TESTS, stdout=subprocess.PIPE, text=True) as running:
-        time.sleep(4)
+    line += ["--jobs", str(jobs), "--report", str(report)]
+    waiting = tmp_path / "waiting"
+    waiting.mkdir()
+    environment = {**os.environ, "WAITING": str(waiting)}
+    with subprocess.Popen(line, cwd=TESTS, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        give_up = time.monotonic() + 60
+        while len(list(waiting.iterdir())) < jobs and time.monotonic() < give_up:
+            time.sleep(0.1)
         running.send_signal(signal.SIGINT)
         said, _ = running.communicate(timeout=20)
     assert running.returncode == 130, said
@@ -192,6 +246,7 @@ def test_sqlite_files_of_a_run_are_removed(tmp_path: Path) -> None:
         (("--uri", "nonsense"), "nonsense"),
         (("--uri", "redis://x/{namespace}"), "no backend answers redis://"),
         (("--harness", "nowhere:Class"), "can't be imported"),
+        (("--harness", "nowhere:Class", "--jobs", "3"), "can't be imported"),
         (("--harness", "harnesses_under_test:Missing"), "has no Missing"),
         (("--harness", "harnesses_under_test"), "write module:Class"),
         (("--harness", "harnesses_under_test:NO_HARNESS"), "is no harness"),
@@ -210,6 +265,13 @@ def test_wrong_arguments_are_one_line(arguments: tuple[str, ...], says: str, mon
     assert done.stdout == ""
     assert says in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_no_fewer_than_one_process(jobs: str) -> None:
+    done = CliRunner().invoke(app, ["run", "--uri", "memory://", "--jobs", jobs])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--jobs" in done.stderr
 
 
 def test_the_rules_are_listed_with_who_keeps_them_and_their_tests() -> None:

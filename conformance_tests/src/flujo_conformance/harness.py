@@ -36,7 +36,8 @@ class Harness(ABC):
 
     A *namespace* is a place of its own, such as a file or a schema: handles opened on one namespace see the same data,
     handles on different ones nothing of each other. A harness can be pickled: some tests open handles in other
-    processes.
+    processes. With ``--jobs`` several are made and used at once: as those of `UriHarness` do, each then keeps its
+    namespaces apart from the others', by a random token in their places for instance.
     """
 
     durable: bool = True

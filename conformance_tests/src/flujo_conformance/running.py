@@ -1,6 +1,6 @@
 """How is the suite run on a harness without a test file? In this process, by pytest, on nothing but the suite.
 
-`supervision` runs it in a process of its own.
+`supervision` runs it in a process of its own, or a share of it in each of several.
 """
 
 from __future__ import annotations
@@ -78,13 +78,14 @@ def _deadline(seconds: float) -> Iterator[None]:
 class Collector:
     """A plugin of pytest: tells of each test when it begins, and what came of it.
 
-    ``wanted`` says by its name whether to run a test. ``tell`` hears ("names", all, those left out), ("began", name)
-    and ("outcome", `TestOutcome`).
+    ``wanted`` says by its name whether to run a test; ``share`` which of those are run here, the others being another
+    process's. ``tell`` hears ("names", all, those left out), ("began", name) and ("outcome", `TestOutcome`).
     """
 
-    def __init__(self, wanted: Callable[[str], bool], tell: Callable[..., None]) -> None:
+    def __init__(self, wanted: Callable[[str], bool], tell: Callable[..., None], share: slice) -> None:
         self._wanted = wanted
         self._tell = tell
+        self._share = share
         self._blameless: set[str] = set()
         """Tests that failed because the database, or the harness, did."""
         self._found: dict[str, TestOutcome] = {}
@@ -96,7 +97,7 @@ class Collector:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         names = [item.name for item in items]
-        items[:] = [item for item in items if self._wanted(item.name)]
+        items[:] = [item for item in items if self._wanted(item.name)][self._share]
         self._tell("names", names, [name for name in names if not self._wanted(name)])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
+from glob import escape, glob
 from pathlib import Path
-from typing import Any
 
-from flujo_core import StateBackend
 from flujo_core.uri import file_path, parse_uri
 
 from .harness import Tables, UriHarness
@@ -17,21 +16,15 @@ from .harness import Tables, UriHarness
 class SQLiteHarness(UriHarness):
     """``uri`` is such as ``sqlite:////tmp/x/{namespace}.db``."""
 
-    def __init__(self, uri: str, **settings: Any) -> None:
-        super().__init__(uri, **settings)
-        self._paths: set[Path] = set()
-
-    def open(self, namespace: str, **settings: Any) -> StateBackend:
-        self._paths.add(self._path(namespace))
-        return super().open(namespace, **settings)
-
     def _path(self, namespace: str) -> Path:
         return file_path(parse_uri(self.uri(namespace)))
 
     async def remove(self) -> None:
-        for path in self._paths:
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
+        # By name: copies of the harness in other processes made some of them.
+        path = str(file_path(parse_uri(self._uri.replace("{namespace}", self._own))))
+        pattern = escape(path).replace(self._own, f"*_{self._own}_*") + "*"
+        for made in glob(pattern):  # noqa: PTH207 - which of the path's parts holds the namespace is the URI's matter
+            Path(made).unlink(missing_ok=True)
 
     async def database(self) -> str:
         return f"SQLite {sqlite3.sqlite_version}"

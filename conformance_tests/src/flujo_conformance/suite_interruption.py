@@ -107,8 +107,7 @@ async def _old_or_new(here: Handles, make: Callable[[str], Case], *, victims: in
 
     async def trial(cancel: Cancel, victim: int, writer: StateBackend) -> Stepping:
         case = make(f"run {next(numbers)}")
-        for one in case.before:
-            await call(writer, one)
+        await asyncio.gather(*(call(writer, one) for one in case.before))
         calls = [call(here.one, one) for one in case.calls]
         stepping, answers = await step(calls, cancel, victim=victim, limit=LIMIT)
         await _goes_on(case, answers, here.one, here.two, f"{case.calls[victim][0]}, {cancel}")
@@ -334,8 +333,7 @@ class InterruptionPart:
         async with _nothing_left(here):
             for number, limit in enumerate(limits * times(2)):
                 case = on_a_full_run("delete_state")(f"run {number}") if number % 3 else several(f"run {number}")
-                for one in case.before:
-                    await call(here.two, one)
+                await asyncio.gather(*(call(here.two, one) for one in case.before))
                 attempts = (bounded(one, limit, number % 2 == 0) for one in case.calls)
                 answers = await asyncio.gather(*attempts, return_exceptions=True)
                 await _goes_on(case, answers, here.one, here.two, f"{case.calls[0][0]} within {limit:g} s")

@@ -1,6 +1,7 @@
 """What if the backend under test ends the process, or never comes back? The suite runs in a process of its own.
 
-This one hears of each test as it begins and ends, keeps the time, and makes the report.
+Or in several at once, each with a share of the tests. This one hears of each test as it begins and ends, keeps the
+time, and makes the report.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 import pytest
@@ -36,60 +36,115 @@ from .rules import rules_of
 from .running import Collector, run_pytest
 
 LEFT_OUT: Final = "left out"
-INTERRUPTED: Final = "interrupted"
 TEST_SECONDS: Final = {"quick": 60, "ci": 240, "soak": 240}
 """A backend may wait for ever; its test then fails."""
 _GRACE: Final = 30
-"""Seconds beyond these, or for what is no test, after which the process is killed."""
+"""Seconds beyond these, or for what is no test, after which a process is killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to run: a URI, a harness as ``module:Class``, or both; the tests of some rules, or of all."""
+    """What to run: a URI, a harness as ``module:Class``, or both; the tests of some rules, or of all.
+
+    ``jobs`` processes share the tests, each with a harness of its own: `Harness` says what that asks of one.
+    """
 
     uri: str = ""
     harness: str = ""
     rules: frozenset[str] = frozenset()
+    jobs: int = 1
 
     def wants(self, test: str) -> bool:
         """A test without a rule is always run."""
         rules = set(rules_of(test))
         return not (self.rules and rules) or bool(self.rules & rules)
 
+    def share(self, number: int) -> slice:
+        """Which of the wanted tests process ``number`` runs: in turn, as those that take long are neighbours."""
+        return slice(number, None, self.jobs)
+
+
+class _Child:
+    """A process that runs a share of the tests."""
+
+    def __init__(self, request: Request, number: int) -> None:
+        # Made anew, not forked: nothing of this process, threads above all, is the suite's.
+        context = multiprocessing.get_context("spawn")
+        self.connection, there = context.Pipe(duplex=False)
+        name = f"flujo conformance {number}"
+        self._process = context.Process(target=_in_its_process, args=(there, request, number), name=name)
+        self._process.start()
+        there.close()
+        self.running = ""
+        """The test that began last."""
+        self.ended = False
+        """Whether it said so."""
+
+    def message(self) -> tuple[Any, ...] | None:
+        """The next one; none if it has ended."""
+        try:
+            message: tuple[Any, ...] = self.connection.recv()
+        except (EOFError, OSError):  # between two messages, or within one
+            return None
+        return message
+
+    def interrupt(self) -> None:
+        if self._process.pid is not None:
+            with suppress(OSError):
+                os.kill(self._process.pid, signal.SIGINT)
+
+    def end(self, patience: float) -> int | None:
+        """Its exit code, killed if it doesn't end by itself within these seconds."""
+        self._process.join(patience)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        return self._process.exitcode
+
 
 @dataclass(slots=True)
 class _Heard:
-    """What the other process has told so far."""
+    """What all processes have told so far."""
 
     subject: Subject
     names: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     outcomes: dict[str, TestOutcome] = field(default_factory=dict)
-    running: str = ""
-    ended: bool = False
     interrupted: bool = False
     error: str = ""
+    """Of the process that told one first: what befalls one mostly befalls all."""
 
-    def take(self, kind: str, *what: Any) -> None:
+    def take(self, child: _Child, kind: str, *what: Any) -> None:
         if kind == "subject":
-            (self.subject,) = what
+            if not self.subject.database:  # else another process was quicker to reach it
+                (self.subject,) = what
         elif kind == "names":
             self.names, self.left_out = what
         elif kind == "began":
-            (self.running,) = what
+            (child.running,) = what
         elif kind == "outcome":
             self.outcomes[what[0].name] = what[0]
         elif kind == "refused":
             raise ConfigurationError(what[0])
         else:
-            self.ended, self.error = True, what[0]
+            child.ended, self.error = True, self.error or what[0]
+
+    def blame(self, child: _Child, why: str) -> None:
+        """It ended in the middle: of a test, or between two."""
+        name = child.running
+        if child.ended or self.interrupted:
+            return
+        if name and name not in self.outcomes:
+            self.outcomes[name] = TestOutcome(name=name, rules=rules_of(name), outcome="ERROR", seconds=0, why=why)
+        else:
+            self.error = self.error or why
 
     def all_outcomes(self) -> tuple[TestOutcome, ...]:
         """Of all tests; those that were not reached are not run."""
         return tuple(self.outcomes.get(name) or self._not_run(name) for name in self.names)
 
     def _not_run(self, name: str) -> TestOutcome:
-        why = LEFT_OUT if name in self.left_out else INTERRUPTED if self.interrupted else "not reached"
+        why = LEFT_OUT if name in self.left_out else "interrupted" if self.interrupted else "not reached"
         return TestOutcome(name=name, rules=rules_of(name), outcome="NOT RUN", seconds=0, why=why)
 
 
@@ -102,18 +157,13 @@ def run_suite(request: Request, told: Callable[[int, int, str], None] = lambda d
     started, clock = datetime.now(UTC), time.perf_counter()
     name = request.harness or request.uri.partition(":")[0]
     heard = _Heard(Subject(name=name, harness=request.harness, uri=_masked(request.uri), durable=True, shared=True))
-    # Made anew, not forked: nothing of this process, threads above all, is the suite's.
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_in_its_process, args=(there, request), name="flujo conformance")
-    process.start()
-    there.close()
+    children: list[_Child] = []
     try:
-        why = _listen(here, process, heard, told)
+        for number in range(request.jobs):
+            children.append(_Child(request, number))  # noqa: PERF401 - those made so far are ended, whatever comes
+        _listen(children, heard, told)
     finally:
-        _end(process)
-    if not heard.ended and not heard.interrupted:
-        _blame(heard, why or f"the process ended by itself, with exit code {process.exitcode}")
+        _end(children)
     return Report(
         kit=version("flujo-conformance"),
         contract=CONTRACT_VERSION,
@@ -130,52 +180,51 @@ def run_suite(request: Request, told: Callable[[int, int, str], None] = lambda d
     )
 
 
-def _listen(here: Connection, process: BaseProcess, heard: _Heard, told: Callable[[int, int, str], None]) -> str:
-    """Until the other process has ended; why it was not waited for, if it wasn't."""
+def _listen(children: Sequence[_Child], heard: _Heard, told: Callable[[int, int, str], None]) -> None:
+    """Until all have ended, or a second Ctrl-C."""
     limit = TEST_SECONDS[chosen_profile()] + _GRACE
-    while True:
+    until = dict.fromkeys(children, time.monotonic() + limit)  # when the silence of each becomes too long
+    while until:
         try:
-            if not here.poll(limit):
-                return f"no end after {limit} s"
-            message = here.recv()
-        except EOFError:
-            return ""
+            ready = wait([child.connection for child in until], max(0, min(until.values()) - time.monotonic()))
+            for child in list(until):
+                if child.connection in ready:
+                    message = child.message()
+                    if message is None:
+                        heard.blame(child, f"the process ended by itself, with exit code {child.end(1)}")
+                        del until[child]
+                        continue
+                    until[child] = time.monotonic() + limit
+                    heard.take(child, *message)
+                    if message[0] == "began":
+                        told(len(heard.outcomes), len(heard.names) - len(heard.left_out), child.running)
+                elif time.monotonic() >= until[child]:
+                    child.end(0)
+                    heard.blame(child, f"no end after {limit} s")
+                    del until[child]
         except KeyboardInterrupt:
-            if heard.interrupted or process.pid is None:
-                return INTERRUPTED
+            if heard.interrupted:
+                return
             heard.interrupted, limit = True, _GRACE
-            with suppress(OSError):
-                os.kill(process.pid, signal.SIGINT)
-            continue
-        heard.take(*message)
-        if message[0] == "began":
-            told(len(heard.outcomes), len(heard.names) - len(heard.left_out), heard.running)
+            for child in until:
+                child.interrupt()
+                until[child] = time.monotonic() + limit
 
 
-def _end(process: BaseProcess) -> None:
-    process.join(1)
-    if process.is_alive():
-        process.kill()
-        process.join()
-
-
-def _blame(heard: _Heard, why: str) -> None:
-    """It ended in the middle: of a test, or before the first."""
-    name = heard.running
-    if name and name not in heard.outcomes:
-        heard.outcomes[name] = TestOutcome(name=name, rules=rules_of(name), outcome="ERROR", seconds=0, why=why)
-    else:
-        heard.error = why
+def _end(children: Sequence[_Child]) -> None:
+    soon = time.monotonic() + 1
+    for child in children:
+        child.end(max(0, soon - time.monotonic()))
 
 
 def _masked(uri: str) -> str:
     return mask_uri(uri) if uri else ""
 
 
-# --- in the other process ---------------------------------------------------------------------------------------------
+# --- in another process -----------------------------------------------------------------------------------------------
 
 
-def _in_its_process(there: Connection, request: Request) -> None:
+def _in_its_process(there: Connection, request: Request, number: int) -> None:
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C reaches the parent only, which passes it on once
 
@@ -183,7 +232,7 @@ def _in_its_process(there: Connection, request: Request) -> None:
         there.send(message)
 
     try:
-        tell("ended", _run(request, tell))
+        tell("ended", _run(request, number, tell))
     except (ConfigurationError, PluginError) as error:
         tell("refused", str(error))
     except KeyboardInterrupt:
@@ -194,7 +243,7 @@ def _in_its_process(there: Connection, request: Request) -> None:
         tell("ended", f"{type(error).__name__}: {error}")
 
 
-def _run(request: Request, tell: Callable[..., None]) -> str:
+def _run(request: Request, number: int, tell: Callable[..., None]) -> str:
     """Why no test could be run; empty if some were."""
     uri = request.uri
     harness = GuardedHarness(harness_named(request.harness, uri) if request.harness else harness_for(uri))
@@ -205,7 +254,7 @@ def _run(request: Request, tell: Callable[..., None]) -> str:
     except (FlujoStateError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     tell("subject", subject.model_copy(update={"database": database}))
-    collector = Collector(request.wants, tell)
+    collector = Collector(request.wants, tell, request.share(number))
     code = run_pytest(harness, collector, seconds=TEST_SECONDS[chosen_profile()])
     if collector.errors:
         return collector.errors[0]

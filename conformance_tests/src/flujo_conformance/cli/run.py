@@ -51,6 +51,13 @@ _SEED = typer.Option(
 )
 _MINUTES = typer.Option("--minutes", metavar="M", min=0.0, help="How long soak goes on.")
 _RULES = typer.Option("--rule", metavar="ID", help="Only the tests of this rule; may be repeated.", show_default=False)
+_JOBS = typer.Option(
+    "--jobs",
+    "-j",
+    metavar="N",
+    min=1,
+    help="Run the tests in so many processes at once, each with a harness of its own.",
+)
 _REPORT = typer.Option("--report", metavar="FILE", help="Write the report there, as JSON.", show_default=False)
 
 
@@ -61,6 +68,7 @@ def run(  # noqa: PLR0917 - the options of a command
     seed: Annotated[int | None, _SEED] = None,
     minutes: Annotated[float, _MINUTES] = 10.0,
     rule: Annotated[list[str] | None, _RULES] = None,
+    jobs: Annotated[int, _JOBS] = 1,
     report: Annotated[Path | None, _REPORT] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,7 +88,7 @@ def run(  # noqa: PLR0917 - the options of a command
     \b
     Examples:
       flujo-conformance run --uri 'sqlite:////tmp/trial/{namespace}.db'
-      flujo-conformance run --uri postgres://localhost/trial --profile ci --report out.json
+      flujo-conformance run --uri postgres://localhost/trial --profile ci --jobs 2 --report out.json
       flujo-conformance run --harness my_tests.harness:RedisHarness --rule S6
     """
     if uri is None and harness is None:
@@ -97,7 +105,7 @@ def run(  # noqa: PLR0917 - the options of a command
     if profile == "soak" and seed is None:
         seed = random.randrange(2**32)
     with told_errors():
-        found = _rounds(Request(uri or "", harness or "", wanted), seed, minutes if profile == "soak" else 0)
+        found = _rounds(Request(uri or "", harness or "", wanted, jobs), seed, minutes if profile == "soak" else 0)
     if as_json:
         write_json(found.model_dump(mode="json"))
     else:
