@@ -36,10 +36,10 @@ endef
 # -qq leaves errors, and what a failed build printed.
 PIP_INSTALL := -m pip --disable-pip-version-check install -qq
 
-.PHONY: help quickstart test test-all selftest lint format wheelhouse clean
+.PHONY: help quickstart test test-all test-pgbouncer race selftest lint format wheelhouse clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 quickstart: $(QUICKSTART_INSTALLED)  ## install the facade, core and SQLite backend, and run the example
 	$(QUICKSTART_VENV)/bin/python examples/quickstart.py
@@ -57,6 +57,14 @@ test-all:  ## run every test on each Python version that is installed
 	  summary="$$summary\nPython $$version: $$result"; \
 	done; \
 	printf "$$summary\n"; [ -z "$$failed" ]
+
+test-pgbouncer:  ## prove that PostgreSQL works behind PgBouncer in transaction mode, where that is installed
+	@PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || \
+	  { echo 'NOT RUN: pgbouncer is not installed (apt install pgbouncer, or brew install pgbouncer)'; exit 3; }
+	@$(MAKE) --no-print-directory test PYTEST_ARGS='plugins/flujo_postgres/tests/pgbouncer_check.py $(PYTEST_ARGS)'
+
+race: $(INSTALLED)  ## prove that processes which open a new database at once migrate it once; RACE_ARGS='--rounds 9'
+	$(VENV)/bin/python tests/migration_race.py $(RACE_ARGS)
 
 selftest: $(INSTALLED)  ## prove that the conformance suite finds bugs: it must kill every broken backend of the zoo
 	$(VENV)/bin/flujo-conformance selftest

@@ -55,7 +55,7 @@ def test_every_setting_stands_in_its_table_with_its_default(page: str, model: ty
 
 
 def _shown(default: object) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default).removesuffix(".0")
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default).removesuffix(".0")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -66,6 +66,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_contract_page_has_the_table_of_today() -> None:
     script = ROOT / "docs" / "update_contract.py"
+    result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_recorded_upgrade_is_that_of_today() -> None:
+    script = ROOT / "docs" / "record_upgrade.py"
     result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

@@ -220,9 +220,11 @@ class Administration(Lifecycle):
 
     async def set_system_state(self, key: str, value: Any) -> None:
         """Keep a JSON value, None included, under a key (A4)."""
-        key = identifier(key, "key")
-        document = self._document({"value": normalize(value), "updated_at": text_of(self.clock())})
+        key, document = identifier(key, "key"), self._system_document(value)
         await (await self._store()).put_system_state(key, document)
+
+    def _system_document(self, value: Any) -> str:
+        return self._document({"value": normalize(value), "updated_at": text_of(self.clock())})
 
     async def get_system_state(self, key: str) -> SystemState | None:
         """The value under a key and when it was set; None for an unknown key (A4)."""

@@ -21,7 +21,9 @@ One tree; no driver exception is ever the public type, and no message, argument 
     │   ├── SchemaMissingError
     │   ├── SchemaOutdatedError
     │   ├── SchemaTooNewError                     also: a document in a newer format
-    │   └── MigrationError                        a migration file or its run failed; it was rolled back
+    │   ├── ChecksumMismatchError                 the file of an applied migration was changed
+    │   └── MigrationError                        a migration file or its run failed; the step was rolled back
+    │       └── MigrationLockError (TimeoutError) another process was migrating for longer than one may wait
     └── OutcomeUnknownError                       the write may or may not have happened; load before repeating it
 """
 
@@ -136,6 +138,14 @@ class SchemaTooNewError(SchemaError):
 
 class MigrationError(SchemaError):
     """A migration file is wrong, or running it failed; the step was rolled back."""
+
+
+class MigrationLockError(MigrationError, TimeoutError):
+    """What another process held, a migration above all, was not released within ``migration_lock_wait``."""
+
+
+class ChecksumMismatchError(SchemaError):
+    """The file of a migration is not the one that was applied."""
 
 
 class OutcomeUnknownError(FlujoStateError):

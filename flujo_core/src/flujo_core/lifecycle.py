@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .batching import Operation
 from .codec import encode_document
-from .migrations import MigrationReport, SchemaStatus
+from .migrating import Migrator, Told
+from .migrations import Migration, MigrationReport, SchemaStatus
 from .model import RunInfo
 from .runs import Draft, Run
 from .sessions import Sessions, to_its_end
@@ -78,22 +79,42 @@ class Lifecycle:
         await self.shutdown()
 
     async def schema_status(self) -> SchemaStatus:
-        """Which migrations are applied and which are pending (D5). Writes nothing."""
-        return await self._aside(lambda store: store.schema_status(), create=False)
+        """Which migrations are applied and which are pending (D5). Writes nothing, and needs no right to."""
+        return await self._migrating(lambda migrator: migrator.status(), create=False)
 
-    async def migrate(self, target_version: int | None = None, dry_run: bool = False) -> MigrationReport:
-        """Apply pending migrations, up to ``target_version`` if given; with ``dry_run`` only tell which.
+    async def migrate(
+        self, target_version: int | None = None, dry_run: bool = False, *, told: Told | None = None
+    ) -> MigrationReport:
+        """Apply pending migrations, up to ``target_version`` of Flujo's series if given, else the deployment's too;
+        with ``dry_run`` only tell which, reading only. ``told`` hears of each step.
 
-        Raises `MigrationError` for an unknown or lower target, and for a step that fails (it is rolled back).
+        Each step is applied as a whole and once, however many processes do this at the same time. A database of the
+        original system is taken over with all that it holds, as a whole or not at all. Raises
+        `MigrationError` for an unknown or lower target and for a step that fails (it is rolled back, those before it
+        stay), `MigrationLockError` if another process holds things up for longer than ``migration_lock_wait``,
+        `ChecksumMismatchError` if an applied file was changed, `SchemaTooNewError` for a schema that only newer code
+        understands.
         """
-        return await self._aside(lambda store: store.migrate(target_version, dry_run), create=not dry_run)
+        if dry_run:
+            return await self._migrating(lambda migrator: migrator.preview(target_version), create=False)
+        return await self._migrating(lambda migrator: migrator.migrate(target_version, told), create=True)
 
-    async def _aside(self, use: Callable[[Store], Awaitable[Result]], *, create: bool) -> Result:
+    async def migration_script(self, target_version: int | None = None) -> list[str]:
+        """What `migrate` would do now, as SQL statements that somebody may run by hand instead. Raises `MigrationError`
+        for a database of the original system: its rows are taken over by code."""
+        return await self._migrating(lambda migrator: migrator.script(target_version), create=False)
+
+    async def repair_checksums(self) -> tuple[Migration, ...]:
+        """Record the files of applied migrations as they are now, where they were changed; returns those. No SQL of
+        theirs is run."""
+        return await self._migrating(lambda migrator: migrator.repair_checksums(), create=False)
+
+    async def _migrating(self, use: Callable[[Migrator], Awaitable[Result]], *, create: bool) -> Result:
         """On a store of its own, whose schema is not looked at first."""
         store = self._make_store()
         try:
             await store.open(create=create)
-            return await use(store)
+            return await use(Migrator(store, self._settings))
         finally:
             await to_its_end(store.close(), store)
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 from .backend import StateBackend
 from .codec import decode_plain
 from .containment import contains, document_terms, filter_terms
-from .errors import ConfigurationError
-from .migrations import MigrationReport, SchemaStatus
+from .errors import ConfigurationError, MigrationError
+from .migrations import AppliedMigration, Migration
 from .settings import BackendSettings
 from .store import (
     APPLIED,
@@ -21,6 +21,7 @@ from .store import (
     EvaluationRecord,
     HistoryEntry,
     Keep,
+    Migrated,
     Outcome,
     RunQuery,
     RunRow,
@@ -78,11 +79,20 @@ class MemoryStore(Store):
     def abandon(self) -> None:
         pass
 
-    async def schema_status(self) -> SchemaStatus:
-        return SchemaStatus("memory://", (), ())
+    # --- schema: there is none ---
 
-    async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
-        return MigrationReport("memory://", 0, 0, (), dry_run)
+    @property
+    def database(self) -> str:
+        return "memory://"
+
+    async def applied_migrations(self) -> list[AppliedMigration]:
+        return []
+
+    async def migrate(self, step: Migration, expected: Sequence[AppliedMigration]) -> Migrated:
+        raise MigrationError(f"{self.database} has no schema to migrate")
+
+    def migration_script(self, step: Migration) -> list[str]:
+        return []
 
     # --- writing ---
 

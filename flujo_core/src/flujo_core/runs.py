@@ -20,7 +20,7 @@ from .store import DIGEST_SIZE, Change, EvaluationRecord, HistoryEntry, Keep, Ru
 from .timestamps import from_text, text_of
 from .validation import FINISHED, RunData, StateData
 
-_FILLERS: Final = frozenset({"unknown", "latest"})
+FILLERS: Final = frozenset({"unknown", "latest"})
 # Costs add up exactly: the exponents of floats span 2,150 decimal digits.
 _EXACT: Final = Context(prec=2500)
 _UNPRINTABLE: Final = {0: "\ufffd", **dict.fromkeys(range(55296, 57344), "�")}
@@ -57,7 +57,7 @@ class Run:
         """R1: each part is fixed by the first value that is no filler."""
         known = zip(self.identity, given, strict=True)
         self.identity = tuple(  # type: ignore[assignment]
-            old if old is not None or new in _FILLERS else new for old, new in known
+            old if old is not None or new in FILLERS else new for old, new in known
         )
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .batching import Batcher
 from .errors import StorageTimeoutError, StorageUnavailableError
+from .migrating import Migrator
 from .store import Store
 
 if TYPE_CHECKING:
@@ -78,16 +79,10 @@ class Sessions:
             session.waiting -= 1
 
     async def _open(self, key: tuple[int, int], session: Session) -> None:
-        store, migrate = session.store, self._settings.auto_migrate
+        store = session.store
         try:
-            await store.open(create=migrate)
-            status = await store.schema_status()
-            if migrate:
-                status.refuse_newer()
-                if status.pending:
-                    await store.migrate(None, dry_run=False)
-            else:
-                status.require_current()
+            await store.open(create=self._settings.auto_migrate)
+            await Migrator(store, self._settings).prepare()
             session.opening = None
         except BaseException:
             self._forget(key, session)

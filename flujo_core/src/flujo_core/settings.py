@@ -7,6 +7,7 @@ and the error that ends it names it (G12).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +20,13 @@ class BackendSettings(BaseModel):
     """Query options of the URI that are the driver's and no settings, such as ``sslmode``; they stay in the URI."""
 
     auto_migrate: bool = Field(default=True, description="create or upgrade the tables on first use")
+    migrations_dir: Path | None = Field(
+        default=None, description="folder of the deployment's own migrations, applied after Flujo's"
+    )
+    migration_lock_wait: float = Field(
+        default=60.0, ge=0, description="longest wait for another process that migrates, in seconds"
+    )
+    migration_timeout: float = Field(default=3600.0, gt=0, description="longest time of one migration, in seconds")
     max_document_bytes: int = Field(
         default=64 * 1024 * 1024, gt=0, description="largest document, in bytes of encoded UTF-8"
     )

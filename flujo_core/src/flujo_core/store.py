@@ -12,9 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
-from .migrations import MigrationReport, SchemaStatus
+from .errors import MigrationError
+from .migrations import AppliedMigration, Migration
 
 
 class RunRow(NamedTuple):
@@ -156,6 +157,11 @@ Outcome = Literal["applied", "busy"] | StoredRun | None
 """Of one change: applied, not tried, or not expected: what is stored instead (None: nothing)."""
 
 
+Migrated = Literal["applied", "busy", "changed"]
+"""Of one migration: applied and recorded; another process holds the lock; or other migrations are applied than were
+expected. In the latter two nothing was done."""
+
+
 class Snapshot(NamedTuple):
     revision: int
     created_at: datetime
@@ -217,7 +223,7 @@ class Store(ABC):
 
     All methods are to be there; where one is missing, Python says "Can't instantiate abstract class".
 
-    Every method raises only `FlujoStateError`s, and `commit` alone may raise `Interrupted` and `CommitUnknown` as well:
+    Every method raises only `FlujoStateError`s; `commit` and `migrate` may raise `Interrupted` and `CommitUnknown` too:
     each of the others waits and tries again by itself, up to its limit. No method blocks the loop; what would block
     runs in a thread.
 
@@ -236,7 +242,7 @@ class Store(ABC):
     @abstractmethod
     async def open(self, *, create: bool) -> None:
         """Connect, or raise. Makes no table; makes the database itself (a file) only if ``create``. Called once, before
-        any other method. Where nothing is to connect to and nothing may be made, `schema_status` says "missing"."""
+        any other method but `database`. Where nothing is to connect to and nothing may be made, nothing is applied."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -247,13 +253,56 @@ class Store(ABC):
         """Release what can be released without a loop: the one it was used from is closed, or ``close`` took too long
         and may still be running. Takes a moment at most."""
 
+    migrations: ClassVar[str | None] = None
+    """The package with the files of this backend's migrations, such as ``flujo_sqlite.migrations``; None: it has no
+    schema, and `migrate` is never called."""
+    migrates_outside_transactions: ClassVar[bool] = False
+    """Whether `migrate` takes a step whose ``transaction`` is False; else such a file is refused."""
+
+    @property
     @abstractmethod
-    async def schema_status(self) -> SchemaStatus:
-        """What is applied and what is pending; writes nothing."""
+    def database(self) -> str:
+        """What messages call the place, with no password in it. Known before ``open``."""
 
     @abstractmethod
-    async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
-        """Apply pending migrations up to ``target_version`` (None: all), or only tell which (``dry_run``)."""
+    async def applied_migrations(self) -> Sequence[AppliedMigration]:
+        """The rows of `VERSIONS_TABLE`, then those of `DEPLOYMENT_TABLE`, each by version; writes nothing, and needs no
+        more than the right to read. A table that isn't there has no rows. Raises `UnsupportedStorageError` for a
+        database with tables of these names that Flujo did not make."""
+
+    @abstractmethod
+    async def migrate(self, step: Migration, expected: Sequence[AppliedMigration]) -> Migrated:
+        """Apply one migration, and record it; or do nothing, if that is not the next thing to do.
+
+        In one transaction: take the lock of migrations, without waiting for it; compare `applied_migrations`, read
+        anew, with ``expected``; make the table of the series if it isn't there; run the statements, one at a time;
+        record version, name, checksum, duration in ms, code_version and min_code. A record that is there already is
+        replaced, but keeps its time and duration if it has a checksum. Without statements only the record is written.
+
+        What ends a step that fails is its transaction: no mark stays behind. With ``step.transaction`` False the
+        statement runs by itself, and the store sees to it that only one process runs it, and that a crash at any
+        moment is mended by calling this again. Raises `MigrationError` for a statement that fails; `Interrupted` for a
+        reason that may pass; `CommitUnknown` if the connection was lost before the answer.
+        """
+
+    async def is_original(self) -> bool:
+        """Whether it holds the tables of the original system instead of ours (`flujo_core.original.recognised`). Asked
+        only where none of Flujo's migrations is applied; as `applied_migrations` it only reads. Raises
+        `UnsupportedStorageError` for tables of these names that are neither."""
+        return False
+
+    async def take_over(self, steps: Sequence[Migration]) -> Migrated:
+        """Make a database of the original system one of ours, with all that it holds; or do nothing, if it is none.
+
+        In one transaction: take the lock of migrations, without waiting for it; look again whether it is the
+        original's; move its tables out of the way, where they, or a copy of them, stay; apply and record the steps as
+        `migrate` does; call `flujo_core.original.transfer`. Raises what `migrate` raises.
+        """
+        raise MigrationError(f"{self.database} can't be taken over from the original Flujo")
+
+    @abstractmethod
+    def migration_script(self, step: Migration) -> list[str]:
+        """What `migrate` does, as statements that somebody may run by hand instead, each without its semicolon."""
 
     @abstractmethod
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
@@ -331,7 +380,7 @@ class Store(ABC):
 class Interrupted(Exception):  # noqa: N818 - a signal to core, never an error of a user
     """A commit certainly had no effect, for a reason that may pass (a lock, a deadlock, a lost connection).
 
-    For `Store.commit` only. ``error`` is what the user sees if it doesn't pass in time.
+    For `Store.commit` and `Store.migrate` only. ``error`` is what the user sees if it doesn't pass in time.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -340,7 +389,7 @@ class Interrupted(Exception):  # noqa: N818 - a signal to core, never an error o
 
 
 class CommitUnknown(Exception):  # noqa: N818 - a signal to core, never an error of a user
-    """The answer to a commit was lost; ``error`` tells why. For `Store.commit` only."""
+    """The answer to a commit was lost; ``error`` tells why. For `Store.commit` and `Store.migrate` only."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))

@@ -381,7 +381,7 @@ async def test_d5_without_auto_migrate_nothing_is_created(place: Place) -> None:
     for choice in (True, False):
         async with place.backend(auto_migrate=choice) as ours:
             assert (await ours.schema_status()).state == "current"
-    await place.fetch("INSERT INTO flujo_schema_versions (version, checksum) VALUES (4, 'x')")
+    await place.fetch("INSERT INTO flujo_schema_versions (version, checksum, min_code) VALUES (4, 'x', 4)")
     for choice in (True, False):
         with pytest.raises(SchemaTooNewError, match=r"version 4.*knows 2"):
             await place.backend(auto_migrate=choice).list_runs()

@@ -610,7 +610,7 @@ def test_d5_an_older_schema_is_upgraded_or_named(tmp_path: Path) -> None:
 def test_d5_a_newer_schema_is_refused(tmp_path: Path, auto_migrate: bool) -> None:
     path = tmp_path / "x.db"
     save(path)
-    ask(path, "INSERT INTO flujo_schema_versions (version, name, checksum) VALUES (99, 'future', 'abc')")
+    ask(path, "INSERT INTO flujo_schema_versions (version, name, checksum, min_code) VALUES (99, 'future', 'abc', 99)")
     error = refusal(path, auto_migrate=auto_migrate)
     assert isinstance(error, SchemaTooNewError)
     assert "upgrade Flujo" in str(error)

@@ -181,15 +181,15 @@ class OneStoreForAllLoops(MemoryBackend):
 
 
 @breaks("D5")
-class DryRunsMigrate(MemoryStore):
+class DryRunsMigrate(MemoryBackend):
     """A dry run says that it was none."""
 
-    async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
-        return replace(await super().migrate(target_version, dry_run), dry_run=False)
+    async def migrate(self, target_version: int | None = None, dry_run: bool = False, **more: Any) -> MigrationReport:
+        return replace(await super().migrate(target_version, dry_run, **more), dry_run=False)
 
 
 @breaks("D5")
-class SchemaMovesWhenLookedAt(MemoryStore):
+class SchemaMovesWhenLookedAt(MemoryBackend):
     """Each look at the schema finds another one."""
 
     async def schema_status(self) -> SchemaStatus:

@@ -124,8 +124,9 @@ class Connection:
 
         return await self._run(in_one_view, stops=True)
 
-    async def write(self, work: Callable[[Raw], Result]) -> Result:
-        """The result of ``work``, done in one transaction. One that has begun goes on to its end."""
+    async def write(self, work: Callable[[Raw], Result], limit: float | None = None) -> Result:
+        """The result of ``work``, done in one transaction. One that has begun goes on to its end, or to ``limit``
+        seconds, if they are not command_timeout."""
 
         def transaction(use: _Use) -> Result:
             database = self._open_database()
@@ -143,10 +144,10 @@ class Connection:
             finally:
                 database.writing.release()
 
-        return await self._run(transaction)
+        return await self._run(transaction, limit=limit)
 
-    async def _run(self, work: Callable[[_Use], Result], *, stops: bool = False) -> Result:
-        use, limit = _Use(), self._settings.command_timeout
+    async def _run(self, work: Callable[[_Use], Result], *, stops: bool = False, limit: float | None = None) -> Result:
+        use, limit = _Use(), limit or self._settings.command_timeout
         try:
             future = asyncio.get_running_loop().run_in_executor(self._threads, self._call, work, use)
         except RuntimeError:  # its threads have ended

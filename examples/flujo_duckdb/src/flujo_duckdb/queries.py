@@ -113,11 +113,29 @@ RUN_STATISTICS: Final = (
 )
 # Not from the information_schema: a view of all columns of all tables takes DuckDB 30 ms.
 TABLES: Final = "SELECT tablename FROM pg_tables WHERE schemaname = 'main'"
-VERSION_COLUMNS: Final = "SELECT name FROM pragma_table_info('flujo_schema_versions')"
-VERSIONS: Final = "SELECT version, name, checksum FROM flujo_schema_versions ORDER BY version"
-REMOVE_VERSION: Final = "DELETE FROM flujo_schema_versions WHERE version = ?"
+COLUMNS: Final = "SELECT name FROM pragma_table_info(?)"
+CREATE_VERSIONS: Final = """
+CREATE TABLE IF NOT EXISTS {table} (
+    version INTEGER NOT NULL,
+    applied_at VARCHAR NOT NULL DEFAULT (strftime(now() AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%f+00:00')),
+    name VARCHAR,
+    checksum VARCHAR,
+    duration_ms DOUBLE,
+    code_version VARCHAR,
+    min_code INTEGER NOT NULL DEFAULT 0
+)
+"""
+"""Not in a migration: it is where they are recorded."""
+VERSIONS: Final = (
+    "SELECT version, name, checksum, applied_at, duration_ms, code_version, min_code FROM {table} ORDER BY version"
+)
+REPEAT_VERSION: Final = (
+    "UPDATE {table} SET name = $2, checksum = $3, code_version = $4, min_code = $5 "
+    "WHERE version = $1 AND checksum IS NOT NULL RETURNING version"
+)
+REMOVE_VERSION: Final = "DELETE FROM {table} WHERE version = ?"
 INSERT_VERSION: Final = (
-    "INSERT INTO flujo_schema_versions (version, name, checksum, duration_ms, code_version) VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO {table} (version, name, checksum, code_version, min_code, duration_ms) VALUES ($1, $2, $3, $4, $5, $6)"
 )
 
 # --- lists ------------------------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ import duckdb
 from flujo_core.codec import decode_plain
 from flujo_core.containment import contains, document_terms
 from flujo_core.errors import StorageTimeoutError
-from flujo_core.migrations import MigrationReport, SchemaStatus
+from flujo_core.migrations import AppliedMigration, Migration
 from flujo_core.store import (
     APPLIED,
     Change,
     Interrupted,
     Keep,
+    Migrated,
     Outcome,
     RunQuery,
     RunStatistic,
@@ -42,8 +43,11 @@ Raw = duckdb.DuckDBPyConnection
 class DuckDBStore(Store):
     """Every method does its work in one piece, in a thread: a read on its view of the file, a write in its turn."""
 
+    migrations = "flujo_duckdb.migrations"
+
     def __init__(self, path: Path, settings: DuckDBSettings) -> None:
         self._path = path
+        self._settings = settings
         self._connection = Connection(path, settings)
 
     # --- opening and closing -----------------------------------------------------------------------------------
@@ -62,15 +66,22 @@ class DuckDBStore(Store):
 
     # --- schema --------------------------------------------------------------------------------------------------
 
-    async def schema_status(self) -> SchemaStatus:
-        if not self._connection.is_open:
-            return schema.missing(self._path)
-        return await self._connection.read(lambda raw: schema.status(raw, self._path))
+    @property
+    def database(self) -> str:
+        return str(self._path)
 
-    async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
-        if dry_run:
-            return schema.plan_only(await self.schema_status(), target_version)
-        return await self._connection.write(lambda raw: schema.migrate(raw, self._path, target_version))
+    async def applied_migrations(self) -> list[AppliedMigration]:
+        return await self._connection.read(schema.applied) if self._connection.is_open else []
+
+    async def migrate(self, step: Migration, expected: Sequence[AppliedMigration]) -> Migrated:
+        limit = self._settings.migration_timeout
+        try:
+            return await self._connection.write(lambda raw: schema.migrate(raw, self._path, step, expected), limit)
+        except StorageTimeoutError as error:
+            raise Interrupted(error) from None
+
+    def migration_script(self, step: Migration) -> list[str]:
+        return schema.script(step)
 
     # --- writing -------------------------------------------------------------------------------------------------
 

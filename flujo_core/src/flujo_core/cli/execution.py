@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
 
 import typer
@@ -33,15 +34,23 @@ UriOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead.")]
 
 
+ExitCodes = Mapping[type[FlujoStateError], int]
+"""Of errors that have one of their own; that of all others is 1."""
+
+
 def use_backend(
-    uri: str | None, use: Callable[[StateBackend], Awaitable[Result]], *, auto_migrate: bool | None = None
+    uri: str | None,
+    use: Callable[[StateBackend], Awaitable[Result]],
+    *,
+    exit_codes: ExitCodes = MappingProxyType({}),
+    **settings: object,
 ) -> Result:
-    """The result of ``use``, whose backend is closed at the end; an error of ours ends the command."""
-    with told_errors():
+    """The result of ``use``, whose backend has these settings and is closed at the end; an error of ours ends the
+    command."""
+    with told_errors(exit_codes):
         from flujo_core.opening import open_backend
 
         async def opened() -> Result:
-            settings = {} if auto_migrate is None else {"auto_migrate": auto_migrate}
             backend = open_backend(uri, **settings)
             try:
                 result = await use(backend)
@@ -60,15 +69,15 @@ def use_backend(
 
 
 @contextmanager
-def told_errors() -> Iterator[None]:
-    """An error of ours becomes one line on stderr and exit code 1. Any other exception is a bug and stays one."""
+def told_errors(exit_codes: ExitCodes = MappingProxyType({})) -> Iterator[None]:
+    """An error of ours becomes one line on stderr and an exit code. Any other exception is a bug and stays one."""
     try:
         yield
     except FlujoStateError as error:
         # Core says where a wrong URI comes from; here "argument" would be the command's.
-        fail(str(error).removeprefix("argument: "))
+        fail(str(error).removeprefix("argument: "), exit_codes.get(type(error), 1))
 
 
-def fail(text: str) -> NoReturn:
+def fail(text: str, code: int = 1) -> NoReturn:
     message(text, label="error", style="bold red")
-    raise typer.Exit(1)
+    raise typer.Exit(code)

@@ -157,7 +157,7 @@ class Connections:
         try:
             self._target.check_files()
             pool = asyncpg.create_pool(
-                connect=self._connect,
+                connect=self.connect,
                 min_size=settings.pool_min_size,
                 max_size=settings.pool_max_size,
                 # No statement of ours leaves anything behind in a session, and asyncpg's reset query costs a lone save
@@ -201,7 +201,7 @@ class Connections:
             return ConfigurationError(f"{self.shown}: {str(error).splitlines()[0]}")
         return translated(error, self.shown)
 
-    async def _connect(self, *_: Any, **options: Any) -> Any:
+    async def connect(self, *_: Any, **options: Any) -> Any:
         """A new connection, to the first host that is fit. Each host has its share of the time: one that is dead
         without saying so leaves time for the next."""
         addresses = self._target.addresses()

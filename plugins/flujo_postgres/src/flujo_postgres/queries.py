@@ -195,13 +195,67 @@ RUN_STATISTICS: Final = (
     "SELECT status, is_background_task, count(*), count(*) FILTER (WHERE created_at >= $1), count(execution_time_ms), "
     "coalesce(sum(execution_time_ms), 0) FROM {s}.workflow_state WHERE listed GROUP BY status, is_background_task"
 )
-TABLES: Final = "SELECT tablename FROM pg_tables WHERE schemaname = $1"
-VERSIONS: Final = "SELECT version, name, checksum FROM {s}.flujo_schema_versions ORDER BY version"
+LAYOUT: Final = (
+    "SELECT c.relname::text, a.attname::text, format_type(a.atttypid, NULL) FROM pg_class c "
+    "JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid "
+    "WHERE n.nspname = $1 AND c.relname = ANY($2::text[]) AND c.relkind IN ('r', 'p') "
+    "AND a.attnum > 0 AND NOT a.attisdropped"
+)
+CREATE_VERSIONS: Final = """
+CREATE TABLE IF NOT EXISTS {s}.{table} (
+    version INTEGER PRIMARY KEY,
+    applied_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    name TEXT,
+    checksum TEXT,
+    duration_ms DOUBLE PRECISION,
+    code_version TEXT,
+    min_code INTEGER NOT NULL DEFAULT 0
+)
+"""
+"""Not in a migration: it is where they are recorded."""
+VERSIONS: Final = (
+    "SELECT version, name, checksum, applied_at, duration_ms, code_version, min_code FROM {s}.{table} ORDER BY version"
+)
 RECORD_VERSION: Final = (
-    "INSERT INTO {s}.flujo_schema_versions (version, name, checksum, duration_ms, code_version) "
-    "VALUES ($1, $2, $3, $4, $5) "
+    "INSERT INTO {s}.{table} AS old (version, name, checksum, duration_ms, code_version, min_code) "
+    "VALUES ($1, $2, $3, $4, $5, $6) "
     "ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, "
-    "duration_ms = excluded.duration_ms, code_version = excluded.code_version"
+    "applied_at = CASE WHEN old.checksum IS NULL THEN excluded.applied_at ELSE old.applied_at END, "
+    "duration_ms = coalesce(old.duration_ms, excluded.duration_ms), "
+    "code_version = excluded.code_version, min_code = excluded.min_code"
+)
+"""One that was written by hand has no checksum, and another time."""
+
+# --- a migration outside of any transaction: who runs it, and until when, by the server's clock --------------------
+
+CREATE_LEASES: Final = """
+CREATE TABLE IF NOT EXISTS {s}.flujo_migration_leases (
+    series TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    holder TEXT NOT NULL,
+    expires_at TIMESTAMPTZ NOT NULL,
+    PRIMARY KEY (series, version)
+)
+"""
+_EXPIRY: Final = "clock_timestamp() + {seconds} * interval '1 second'"
+TAKE_LEASE: Final = (
+    "INSERT INTO {s}.flujo_migration_leases AS old (series, version, holder, expires_at) "
+    f"VALUES ($1, $2, $3, {_EXPIRY.format(seconds='$4::double precision')}) "
+    "ON CONFLICT (series, version) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at "
+    "WHERE old.holder = excluded.holder OR old.expires_at < clock_timestamp() RETURNING 1"
+)
+RENEW_LEASE: Final = (
+    f"UPDATE {{s}}.flujo_migration_leases SET expires_at = {_EXPIRY.format(seconds='$4::double precision')} "
+    "WHERE series = $1 AND version = $2 AND holder = $3 RETURNING 1"
+)
+END_LEASE: Final = (
+    "DELETE FROM {s}.flujo_migration_leases WHERE series = $1 AND version = $2 AND holder = $3 RETURNING 1"
+)
+INDEX_STATE: Final = (
+    "SELECT i.indisvalid AND i.indisready, "
+    "EXISTS (SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid) "
+    "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE n.nspname = $1 AND c.relname = $2"
 )
 
 

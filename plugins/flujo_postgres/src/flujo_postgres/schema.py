@@ -1,83 +1,245 @@
-"""Which version is the database's schema, and how does it reach the next one?"""
+"""Which migrations has the database, and how is one applied in a transaction? `concurrently` has those without."""
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
-from flujo_core.errors import MigrationError, UnsupportedStorageError
+from flujo_core.errors import FlujoStateError, MigrationError, StorageTimeoutError, UnsupportedStorageError
 from flujo_core.migrations import (
+    TABLE_OF,
+    VERSIONS_TABLE,
     AppliedMigration,
     Migration,
-    MigrationReport,
-    SchemaStatus,
-    plan,
-    read_migrations,
-    report,
+    Series,
+    record_statement,
 )
+from flujo_core.original import COLUMNS, recognised
+from flujo_core.store import CommitUnknown, Interrupted, Migrated
 
 from . import queries as sql
-from .errors import is_lost
+from .connection import CANCEL_TIMEOUT
+from .errors import NOT_YET, ROLLED_BACK, is_lost, translated
 
-LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flujo migrate ' || $1, 0))"
+Result = TypeVar("Result")
+LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('flujo migrate ' || $1, 0))"
 """One migration at a time for each schema; released with the transaction, also through a pooler."""
+_PATIENCE: Final = 2.0
+"""Seconds that a statement waits for the lock of a table: readers and writers of it wait behind the one who waits."""
+_AGAIN: Final = "run `flujo migrate` again, which drops an index that was left invalid"
 
 
-@cache
-def migrations() -> tuple[Migration, ...]:
-    return read_migrations("flujo_postgres.migrations")
+class Place:
+    """Which schema of which database, and how long a step may take there."""
+
+    def __init__(self, shown: str, schema: str, limit: float) -> None:
+        self.shown = shown
+        self.schema = schema
+        self.limit = limit
+
+    def sql(self, statement: str, series: Series = "flujo") -> str:
+        return sql.in_schema(statement, self.schema).replace("{table}", TABLE_OF[series])
 
 
-async def status(connection: Any, shown: str, schema: str) -> SchemaStatus:
-    tables = {row[0] for row in await connection.fetch(sql.TABLES, schema)}
-    if "flujo_schema_versions" not in tables:
-        if "workflow_state" in tables:
-            raise UnsupportedStorageError(
-                f"{shown} has a table workflow_state that this library did not make; "
-                "name another database, or another schema"
-            )
-        return SchemaStatus(shown, migrations(), ())
-    rows = await connection.fetch(sql.in_schema(sql.VERSIONS, schema))
-    return SchemaStatus(shown, migrations(), tuple(AppliedMigration(*row) for row in rows))
+async def applied(connection: Any, place: Place) -> list[AppliedMigration]:
+    """In a transaction of the caller's."""
+    tables = await layout(connection, place)
+    if is_original(tables, place):
+        return []
+    found = []
+    for series, table in TABLE_OF.items():
+        if table in tables:
+            if not _is_ours(tables[table]):
+                raise UnsupportedStorageError(
+                    f"{place.shown} has a table {table} that this library did not make; name another database, or "
+                    "another schema"
+                )
+            rows = await connection.fetch(place.sql(sql.VERSIONS, series))
+            found += [AppliedMigration.of_row(row, series) for row in rows]
+    return found
 
 
-def plan_only(found: SchemaStatus, target_version: int | None) -> MigrationReport:
-    return report(found, plan(found, target_version), dry_run=True)
+Layout = dict[str, dict[str, str]]
+"""The types of the columns of tables, by name."""
 
 
-async def migrate(connection: Any, shown: str, schema: str, target_version: int | None) -> MigrationReport:
-    """All pending steps in one transaction."""
+async def layout(connection: Any, place: Place) -> Layout:
+    """Of the tables there that have names of ours or of the original system's."""
+    found: Layout = {}
+    for table, column, kind in await connection.fetch(sql.LAYOUT, place.schema, [*TABLE_OF.values(), *COLUMNS]):
+        found.setdefault(table, {})[column] = kind
+    return found
+
+
+def is_original(tables: Layout, place: Place) -> bool:
+    """The original's table of versions has the name of ours. Raises for tables that are neither the original's nor
+    ours."""
+    if _is_ours(tables.get(VERSIONS_TABLE, {})):
+        return False
+    return recognised({table: tables[table] for table in COLUMNS if table in tables}, place.shown)
+
+
+def _is_ours(columns: Collection[str]) -> bool:
+    return {"version", "name", "checksum", "applied_at", "duration_ms", "code_version", "min_code"} <= set(columns)
+
+
+async def read_is_original(connection: Any, place: Place) -> bool:
+    return is_original(await layout(connection, place), place)
+
+
+async def read_applied(connection: Any, place: Place) -> list[AppliedMigration]:
+    """In a transaction that can't write."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        return await applied(connection, place)
+
+
+async def migrate(connection: Any, place: Place, step: Migration, expected: Sequence[AppliedMigration]) -> Migrated:
+    async def work() -> Migrated:
+        if not await connection.fetchval(LOCK, place.schema):
+            return "busy"
+        if await applied(connection, place) != list(expected):
+            return "changed"
+        await run(connection, place, step)
+        return "applied"
+
+    return await in_transaction(connection, place, step, work)
+
+
+async def run(connection: Any, place: Place, step: Migration) -> None:
+    """One step and its record, in a transaction of the caller's."""
+    await make_tables(connection, place, step.series)
+    # The files name no schema; pg_catalog comes first by itself.
+    await connection.execute("SELECT set_config('search_path', $1, true)", sql.quoted(place.schema))
+    started = perf_counter()
+    for statement in step.statements:
+        # Prepared, so the server takes one statement only.
+        await connection.fetch(statement, timeout=place.limit + CANCEL_TIMEOUT)
+    await record(connection, place, step, started)
+
+
+async def make_tables(connection: Any, place: Place, series: Series) -> None:
+    if not await connection.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = $1", place.schema):
+        await connection.execute(f"CREATE SCHEMA {sql.quoted(place.schema)}")
+    table = TABLE_OF[series]
+    if not await connection.fetchval(
+        "SELECT 1 FROM pg_tables WHERE schemaname = $1 AND tablename = $2", place.schema, table
+    ):
+        await connection.execute(place.sql(sql.CREATE_VERSIONS, series))
+
+
+async def record(connection: Any, place: Place, step: Migration, started: float) -> None:
+    duration = (perf_counter() - started) * 1000
+    values = (step.version, step.name, step.checksum, duration, step.code_version, step.min_code)
+    await connection.execute(place.sql(sql.RECORD_VERSION, step.series), *values)
+
+
+async def in_transaction(
+    connection: Any, place: Place, step: Migration, work: Callable[[], Awaitable[Result]]
+) -> Result:
+    """All of the work or nothing. Tells core apart what certainly had no effect, and what may have had one."""
     # Each statement sees what was committed before it, also where the role's default is stricter: the versions are read
-    # after the wait for the lock.
-    async with connection.transaction(isolation="read_committed"):
-        await connection.execute(LOCK, schema)
-        found = await status(connection, shown, schema)
-        steps = plan(found, target_version)
-        if steps:
-            if not await connection.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = $1", schema):
-                await connection.execute(f"CREATE SCHEMA {sql.quoted(schema)}")
-            # The files name no schema; pg_catalog comes first by itself.
-            await connection.execute("SELECT set_config('search_path', $1, true)", sql.quoted(schema))
-        for step in steps:
-            started = perf_counter()
-            try:
-                await connection.execute(step.sql)
-            except asyncpg.PostgresError as error:
-                if is_lost(error):
-                    raise
-                raise MigrationError(f"{shown}: migration {step} failed and was undone: {error}") from None
-            duration = (perf_counter() - started) * 1000
-            record = sql.in_schema(sql.RECORD_VERSION, schema)
-            await connection.execute(record, step.version, step.name, step.checksum, duration, _code_version())
-        return report(found, steps, dry_run=False)
+    # after the lock was taken.
+    transaction = connection.transaction(isolation="read_committed")
+    with meaning(place, step):
+        try:
+            await transaction.start()
+            await connection.execute(
+                f"SET LOCAL lock_timeout = {int(_PATIENCE * 1000)}; "
+                f"SET LOCAL statement_timeout = {_milliseconds(place)}; "
+                "SET LOCAL idle_in_transaction_session_timeout = 0"
+            )
+            result = await work()
+        except BaseException:
+            await _roll_back(connection, transaction)
+            raise
+        try:
+            await transaction.commit()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if not (is_lost(error) or isinstance(error, TimeoutError)):
+                raise
+            with contextlib.suppress(asyncpg.InterfaceError):
+                connection.terminate()
+            raise CommitUnknown(translated(error, place.shown)) from None
+    return result
 
 
-def _code_version() -> str | None:
+@contextlib.contextmanager
+def meaning(place: Place, step: Migration) -> Iterator[None]:
+    """Errors of the driver become errors of ours."""
     try:
-        return version("flujo-postgres")
-    except PackageNotFoundError:
-        return None
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever the driver raises
+        raise _of_step(error, place, step) from None
+
+
+def _of_step(error: Exception, place: Place, step: Migration) -> Exception:
+    """What an error in the middle of a step means; its transaction is undone."""
+    if isinstance(error, (FlujoStateError, Interrupted, CommitUnknown)):
+        return error
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return Interrupted(StorageTimeoutError(f"{place.shown}: another session holds a lock that {step} needs"))
+    if is_lost(error) or isinstance(error, (*ROLLED_BACK, *NOT_YET)):
+        return Interrupted(translated(error, place.shown))
+    if isinstance(error, (asyncpg.QueryCanceledError, TimeoutError)):
+        # No setting of ours can stand before a statement that runs by itself, so the role's own limit holds for it.
+        others, then = (
+            ("an administrator", "it was undone")
+            if step.transaction
+            else ("the role's statement_timeout, or an administrator,", _AGAIN)
+        )
+        return MigrationError(
+            f"{place.shown}: migration {step} did not end within {place.limit:g} s (migration_timeout), or {others} "
+            f"stopped it; {then}"
+        )
+    if isinstance(error, asyncpg.PostgresError):
+        # The first line only: the others may quote what is stored.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if step.transaction:
+            return MigrationError(f"{place.shown}: migration {step} failed and was undone: {reason}; mend what it says")
+        return MigrationError(f"{place.shown}: migration {step} failed: {reason}; mend what it says, and {_AGAIN}")
+    return error
+
+
+async def _roll_back(connection: Any, transaction: Any) -> None:
+    try:
+        if connection.is_in_transaction():
+            await transaction.rollback()
+    except Exception:  # noqa: BLE001 - the connection is useless then; the server undoes the transaction when it goes
+        with contextlib.suppress(asyncpg.InterfaceError):
+            connection.terminate()
+
+
+def _milliseconds(place: Place) -> int:
+    return min(int(place.limit * 1000) or 1, 2**31 - 1)
+
+
+def script(place: Place, step: Migration) -> list[str]:
+    schema = sql.quoted(place.schema)
+    # As the runner does: a row that was written by hand is replaced.
+    recorded = (
+        f"{record_statement(step, f'{schema}.{TABLE_OF[step.series]}')} ON CONFLICT (version) DO UPDATE SET "
+        "name = excluded.name, checksum = excluded.checksum, applied_at = excluded.applied_at, "
+        "code_version = excluded.code_version, min_code = excluded.min_code"
+    )
+    prepared = [
+        *([] if place.schema == "public" else [f"CREATE SCHEMA IF NOT EXISTS {schema}"]),
+        place.sql(sql.CREATE_VERSIONS, step.series).strip(),
+    ]
+    if not step.transaction:
+        return [*prepared, in_place(step, place), recorded]
+    return ["BEGIN", *prepared, f"SET LOCAL search_path = {schema}", *step.statements, recorded, "COMMIT"]
+
+
+def in_place(step: Migration, place: Place) -> str:
+    """The statement of a step without a transaction: the search path can't be set for it alone, so it says where."""
+    (statement,) = step.statements
+    if "{schema}" not in statement and place.schema != "public":
+        raise MigrationError(
+            f"{place.shown}: migration {step} runs outside of a transaction, so it has to name the schema: write "
+            "{schema}.some_table in it"
+        )
+    return statement.replace("{schema}", sql.quoted(place.schema))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from hashlib import sha256
 from time import monotonic
 from typing import Any, Final, TypeVar
 
 import asyncpg
 
 from flujo_core.errors import FlujoStateError, OutcomeUnknownError, StorageTimeoutError
-from flujo_core.migrations import MigrationReport, SchemaStatus
+from flujo_core.migrations import AppliedMigration, Migration
 from flujo_core.store import (
     APPLIED,
     BUSY,
@@ -22,6 +22,7 @@ from flujo_core.store import (
     CommitUnknown,
     Interrupted,
     Keep,
+    Migrated,
     Outcome,
     RunQuery,
     RunStatistic,
@@ -31,8 +32,9 @@ from flujo_core.store import (
     StoredRun,
 )
 
+from . import concurrently, original, schema
 from . import queries as sql
-from . import schema
+from .changes import Changes, given, milliseconds
 from .connection import CANCEL_TIMEOUT, Connections, Target
 from .errors import NOT_YET, ROLLED_BACK, NoAnswer, is_lost, translated
 from .settings import PostgresSettings
@@ -45,10 +47,15 @@ PATIENCE: Final = 0.05
 class PostgresStore(Store):
     """A pool of connections. Lone writes of a snapshot are one statement; all others are one transaction."""
 
+    migrations = "flujo_postgres.migrations"
+    migrates_outside_transactions = True
+
     def __init__(self, target: Target, settings: PostgresSettings) -> None:
         self._settings = settings
         self._schema = settings.schema_name
         self._connections = Connections(target, settings)
+        self._changes = Changes(self._schema, settings.lock_timeout)
+        self._holder = secrets.token_hex(8)
         self._held: set[str] = set()
         """Runs whose last outcome was BUSY: their next change comes alone, beside the others, and waits."""
 
@@ -103,16 +110,35 @@ class PostgresStore(Store):
 
     # --- schema --------------------------------------------------------------------------------------------------
 
-    async def schema_status(self) -> SchemaStatus:
-        shown = self._connections.shown
-        return await self._read(lambda connection: schema.status(connection, shown, self._schema))
+    @property
+    def database(self) -> str:
+        return self._connections.shown
 
-    async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
-        if dry_run:
-            return schema.plan_only(await self.schema_status(), target_version)
-        shown = self._connections.shown
-        # Repeatable: the versions are read anew under the lock.
-        return await self._read(lambda connection: schema.migrate(connection, shown, self._schema, target_version))
+    @property
+    def _place(self) -> schema.Place:
+        return schema.Place(self.database, self._schema, self._settings.migration_timeout)
+
+    async def applied_migrations(self) -> list[AppliedMigration]:
+        return await self._read(lambda connection: schema.read_applied(connection, self._place))
+
+    async def migrate(self, step: Migration, expected: Sequence[AppliedMigration]) -> Migrated:
+        async def work(connection: Any) -> Migrated:
+            if step.transaction:
+                return await schema.migrate(connection, self._place, step, expected)
+            return await concurrently.migrate(
+                connection, self._place, step, expected, connect=self._connections.connect, holder=self._holder
+            )
+
+        return await self._writing(work)
+
+    async def is_original(self) -> bool:
+        return await self._read(lambda connection: schema.read_is_original(connection, self._place))
+
+    async def take_over(self, steps: Sequence[Migration]) -> Migrated:
+        return await self._writing(lambda connection: original.take_over(connection, self._place, steps, self._changes))
+
+    def migration_script(self, step: Migration) -> list[str]:
+        return schema.script(self._place, step)
 
     # --- writing -------------------------------------------------------------------------------------------------
 
@@ -139,14 +165,14 @@ class PostgresStore(Store):
         values: list[Any] = [*change.row] if change.row else []
         if change.expected is None:
             statement = sql.INSERT_RUN
-            values += [change.metadata, _given(change.snapshot)]
+            values += [change.metadata, given(change.snapshot)]
         else:
             with_metadata, with_snapshot = isinstance(change.metadata, str), not isinstance(change.snapshot, Keep)
             statement = sql.UPDATE_RUN[with_metadata, with_snapshot]
             values += [change.metadata] if with_metadata else []
             values += [change.snapshot] if with_snapshot else []
             values.append(change.expected)
-        values.append(_milliseconds(wait))
+        values.append(milliseconds(wait))
         text = self._sql(statement)
 
         async def write(connection: Any) -> str:
@@ -169,7 +195,7 @@ class PostgresStore(Store):
             transaction = connection.transaction()
             try:
                 await transaction.start()
-                outcomes = await self._apply(connection, changes, wait)
+                outcomes = await self._changes.apply(connection, changes, wait)
             except BaseException:
                 await _roll_back(connection, transaction)
                 raise
@@ -192,7 +218,7 @@ class PostgresStore(Store):
             raise CommitUnknown(self._translated(error.reason)) from None
         except StorageTimeoutError as error:
             raise Interrupted(error) from None
-        except (FlujoStateError, Interrupted, asyncpg.LockNotAvailableError):
+        except (FlujoStateError, Interrupted, CommitUnknown, asyncpg.LockNotAvailableError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes an error of ours
             if is_lost(error) or isinstance(error, (TimeoutError, *ROLLED_BACK, *NOT_YET)):
@@ -253,91 +279,6 @@ class PostgresStore(Store):
         ours = change.row.operation_id if change.row else None
         return True if stored == ours else False if stored == change.expected else None
 
-    async def _apply(self, connection: Any, changes: Sequence[Change], wait: float) -> list[Outcome]:
-        outcomes = await self._expected(connection, changes, wait)
-        applied = [change for change in changes if outcomes.get(change.run_id) == APPLIED]
-        wiped = [change.run_id for change in applied if change.wipe]
-        if wiped:
-            for statement in sql.WIPE:
-                await connection.execute(self._sql(statement), wiped)
-        inserted = await self._insert(connection, [c for c in applied if c.row and (c.wipe or c.expected is None)])
-        refused = [c.run_id for c in applied if c.row and (c.wipe or c.expected is None) and c.run_id not in inserted]
-        await self._update(connection, [c for c in applied if c.row and not c.wipe and c.expected is not None])
-        await self._put_records(connection, [c for c in applied if c.row and c.run_id not in refused])
-        if refused:
-            stored = await self._stored(connection, refused)
-            outcomes.update({run_id: stored.get(run_id) for run_id in refused})
-        return [outcomes[change.run_id] for change in changes]
-
-    async def _expected(self, connection: Any, changes: Sequence[Change], wait: float) -> dict[str, Outcome]:
-        """Locks the rows that are expected, and tells those apart that are as expected.
-
-        A batch leaves out rows that others have locked, so that it never waits for one of them; a lone change waits.
-        New runs are tried by the insert.
-        """
-        known = {change.run_id: change.expected for change in changes if change.expected is not None}
-        outcomes: dict[str, Outcome] = {change.run_id: APPLIED for change in changes if change.expected is None}
-        if not known:
-            return outcomes
-        if len(changes) == 1:
-            await connection.execute(f"SET LOCAL lock_timeout = {_milliseconds(wait)}")
-            locked = await connection.fetch(self._sql(sql.LOCK_RUNS), list(known))
-        else:
-            locked = await connection.fetch(self._sql(sql.LOCK_FREE_RUNS), list(known))
-        found = dict(locked)
-        outcomes.update({run_id: APPLIED for run_id, expected in known.items() if found.get(run_id) == expected})
-        others = [run_id for run_id in known if run_id not in outcomes]
-        if others:
-            stored = await self._stored(connection, others)
-            for run_id in others:
-                held = run_id not in found and run_id in stored
-                outcomes[run_id] = BUSY if held else stored.get(run_id)
-        return outcomes
-
-    async def _insert(self, connection: Any, changes: list[Change]) -> set[str]:
-        if not changes:
-            return set()
-        rows = [(*change.row, change.metadata, _given(change.snapshot)) for change in changes if change.row]
-        limit = _milliseconds(self._settings.lock_timeout)
-        done = await connection.fetch(self._sql(sql.INSERT_RUNS), *_columns(rows), limit)
-        return {row[0] for row in done}
-
-    async def _update(self, connection: Any, changes: list[Change]) -> None:
-        for (with_metadata, with_snapshot), statement in sql.UPDATE_RUNS.items():
-            rows = [
-                (
-                    *change.row,
-                    *([change.metadata] if with_metadata else []),
-                    *([change.snapshot] if with_snapshot else []),
-                )
-                for change in changes
-                if change.row
-                and isinstance(change.metadata, str) == with_metadata
-                and isinstance(change.snapshot, Keep) != with_snapshot
-            ]
-            if rows:
-                await connection.execute(self._sql(statement), *_columns(rows))
-
-    async def _put_records(self, connection: Any, changes: list[Change]) -> None:
-        async def put(statement: str, rows: list[tuple[Any, ...]]) -> None:
-            if rows:
-                await connection.execute(self._sql(statement), *_columns(rows))
-
-        cuts = [(c.run_id, c.history_length) for c in changes if c.history_length is not None]
-        await put(sql.CUT_HISTORY, cuts)
-        await put(sql.PUT_HISTORY, [(c.run_id, *entry) for c in changes for entry in c.history])
-        await put(sql.PUT_STEPS, [(c.run_id, *step) for c in changes for step in c.steps])
-        dropped = [c.run_id for c in changes if c.drop_trace_spans]
-        if dropped:
-            await connection.execute(self._sql(sql.DROP_TRACE_SPANS), dropped)
-        await put(sql.PUT_SPANS, [(c.run_id, *span) for c in changes for span in c.spans])
-        await put(sql.PUT_TRACES, [(c.run_id, c.trace) for c in changes if c.trace is not None])
-        await put(
-            sql.PUT_DETAILS,
-            [(c.run_id, _hash(key), key, document) for c in changes for key, document in c.details.items()],
-        )
-        await put(sql.INSERT_EVALUATIONS, [(c.run_id, *evaluation) for c in changes for evaluation in c.evaluations])
-
     async def put_system_state(self, key: str, document: str) -> None:
         give_up, sent = monotonic() + self._settings.lock_timeout, False
 
@@ -351,7 +292,7 @@ class PostgresStore(Store):
                 command = self._execute(connection, self._sql(sql.PUT_SYSTEM_STATE), key, document, limit)
                 await self._last(connection, command, is_applied)
 
-        limit = _milliseconds(self._settings.lock_timeout)
+        limit = milliseconds(self._settings.lock_timeout)
         while True:
             try:
                 return await self._writing(write)
@@ -374,11 +315,7 @@ class PostgresStore(Store):
     # --- reading -------------------------------------------------------------------------------------------------
 
     async def stored_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
-        return await self._read(lambda connection: self._stored(connection, run_ids))
-
-    async def _stored(self, connection: Any, run_ids: Sequence[str]) -> dict[str, StoredRun]:
-        rows = await connection.fetch(self._sql(sql.STORED_RUNS), list(run_ids))
-        return {run_id: StoredRun(token, run, digests or b"") for run_id, token, run, digests in rows}
+        return await self._read(lambda connection: self._changes.stored(connection, run_ids))
 
     async def load(self, run_id: str) -> Snapshot | None:
         rows = await self._rows(sql.LOAD, run_id)
@@ -454,11 +391,6 @@ async def _nothing_applied() -> bool:
     return False
 
 
-def _milliseconds(seconds: float) -> str:
-    # 0 would be no limit, and the server's own limit is that of 32 bits.
-    return str(min(max(int(seconds * 1000), 1), 2**31 - 1))
-
-
 def _is_row_only(change: Change) -> bool:
     return not (
         change.wipe
@@ -471,18 +403,6 @@ def _is_row_only(change: Change) -> bool:
         or change.details
         or change.evaluations
     )
-
-
-def _given(snapshot: str | Keep | None) -> str | None:
-    return None if isinstance(snapshot, Keep) else snapshot
-
-
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _hash(key: str) -> bytes:
-    return sha256(key.encode()).digest()[:16]
 
 
 async def _roll_back(connection: Any, transaction: Any) -> None:

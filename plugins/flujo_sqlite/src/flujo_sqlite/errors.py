@@ -31,6 +31,11 @@ def is_refused(error: sqlite3.Error) -> bool:
     return _code(error) not in _MEANINGS
 
 
+def is_interrupted(error: sqlite3.Error) -> bool:
+    """It was stopped at its deadline."""
+    return _code(error) == sqlite3.SQLITE_INTERRUPT
+
+
 def _code(error: sqlite3.Error) -> int:
     code = getattr(error, "sqlite_errorcode", None)
     return code & 0xFF if code is not None else sqlite3.SQLITE_ERROR

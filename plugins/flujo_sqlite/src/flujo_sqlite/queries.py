@@ -118,13 +118,34 @@ RUN_STATISTICS: Final = (
     "total(execution_time_ms) FROM workflow_state WHERE listed GROUP BY status, is_background_task"
 )
 TABLES: Final = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_'"
-VERSION_COLUMNS: Final = "SELECT name FROM pragma_table_info('flujo_schema_versions')"
-VERSIONS: Final = "SELECT version, name, checksum FROM flujo_schema_versions ORDER BY version"
-RECORD_VERSION: Final = (
-    "INSERT INTO flujo_schema_versions (version, name, checksum, duration_ms, code_version) VALUES (?, ?, ?, ?, ?) "
-    "ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, "
-    "duration_ms = excluded.duration_ms, code_version = excluded.code_version"
+COLUMNS: Final = "SELECT name FROM pragma_table_info(?)"
+CREATE_VERSIONS: Final = """
+CREATE TABLE IF NOT EXISTS {table} (
+    version INTEGER PRIMARY KEY,
+    applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')),
+    name TEXT,
+    checksum TEXT,
+    duration_ms REAL,
+    code_version TEXT,
+    min_code INTEGER NOT NULL DEFAULT 0
+) STRICT
+"""
+"""Not in a migration: it is where they are recorded."""
+VERSIONS: Final = (
+    "SELECT version, name, checksum, applied_at, duration_ms, code_version, min_code FROM {table} ORDER BY version"
 )
+RECORD_VERSION: Final = (
+    "INSERT INTO {table} (version, name, checksum, duration_ms, code_version, min_code) VALUES (?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, "
+    "applied_at = CASE WHEN checksum IS NULL THEN excluded.applied_at ELSE applied_at END, "
+    "duration_ms = coalesce(duration_ms, excluded.duration_ms), "
+    "code_version = excluded.code_version, min_code = excluded.min_code"
+)
+"""One that was written by hand has no checksum, and another time."""
+REFERRING_TABLES: Final = (
+    "SELECT DISTINCT m.name FROM sqlite_master m, pragma_foreign_key_list(m.name) WHERE m.type = 'table'"
+)
+DANGLING: Final = 'SELECT "table", rowid, parent FROM pragma_foreign_key_check(?)'
 
 # --- lists ------------------------------------------------------------------------------------------------------
 

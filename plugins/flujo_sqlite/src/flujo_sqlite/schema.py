@@ -1,39 +1,27 @@
-"""Which version is the file's schema, and how does it reach the next one?"""
+"""Which migrations has the file, and how is one applied? In the thread of a connection of its own."""
 
 from __future__ import annotations
 
 import sqlite3
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Final
 
 from flujo_core.errors import MigrationError, UnsupportedStorageError
-from flujo_core.migrations import (
-    AppliedMigration,
-    Migration,
-    MigrationReport,
-    SchemaStatus,
-    plan,
-    read_migrations,
-    report,
-)
+from flujo_core.migrations import TABLE_OF, VERSIONS_TABLE, AppliedMigration, Migration, record_statement
+from flujo_core.original import COLUMNS, recognised
+from flujo_core.scripts import keywords
+from flujo_core.store import Migrated
 
 from . import queries as sql
+from .backup import back_up
 from .errors import is_refused
 
 APPLICATION_ID: Final = 0x464C554A
 """``FLUJ``, what the ``file`` command and SQLite's header call the format."""
-
-
-@cache
-def migrations() -> tuple[Migration, ...]:
-    return read_migrations("flujo_sqlite.migrations")
-
-
-def missing(path: Path) -> SchemaStatus:
-    return SchemaStatus(str(path), migrations(), ())
 
 
 def refuse_foreign(raw: sqlite3.Connection, path: Path) -> None:
@@ -43,69 +31,168 @@ def refuse_foreign(raw: sqlite3.Connection, path: Path) -> None:
         # Ids are compared byte for byte, which has another order there.
         raise UnsupportedStorageError(f"{path} stores text as {encoding}, not as UTF-8; name another file")
     tables = _tables(raw)
-    columns = {row[0] for row in raw.execute(sql.VERSION_COLUMNS)}
-    ours = "flujo_schema_versions" in tables and columns >= {"version", "name", "checksum"}
-    for table in ("workflow_state", "flujo_schema_versions"):
-        if table in tables and not ours:
+    for table in TABLE_OF.values():
+        if table in tables and not _is_ours(raw, table):
             raise UnsupportedStorageError(
                 f"{path} has a table {table} that this library did not make; name another file"
             )
+    is_original(raw, path)
+
+
+def is_original(raw: sqlite3.Connection, path: Path) -> bool:
+    """Raises for tables that are neither the original's nor ours."""
+    return VERSIONS_TABLE not in _tables(raw) and recognised(original_tables(raw), str(path))
+
+
+def original_tables(raw: sqlite3.Connection) -> dict[str, set[str]]:
+    """The tables of the original's names, with their columns."""
+    return {table: columns(raw, table) for table in COLUMNS if table in _tables(raw)}
+
+
+def columns(raw: sqlite3.Connection, table: str) -> set[str]:
+    return {name.lower() for (name,) in raw.execute(sql.COLUMNS, (table,))}
+
+
+def _is_ours(raw: sqlite3.Connection, table: str) -> bool:
+    ours = {"version", "name", "checksum", "applied_at", "duration_ms", "code_version", "min_code"}
+    return columns(raw, table) >= ours
 
 
 def _tables(raw: sqlite3.Connection) -> set[str]:
     return {name.lower() for (name,) in raw.execute(sql.TABLES)}
 
 
-def status(raw: sqlite3.Connection, path: Path) -> SchemaStatus:
-    if "flujo_schema_versions" not in _tables(raw):
-        return missing(path)
-    applied = tuple(AppliedMigration(*row) for row in raw.execute(sql.VERSIONS))
-    return SchemaStatus(str(path), migrations(), applied)
+def applied(raw: sqlite3.Connection) -> list[AppliedMigration]:
+    tables = _tables(raw)
+    return [
+        AppliedMigration.of_row(row, series)
+        for series, table in TABLE_OF.items()
+        if table in tables
+        for row in raw.execute(sql.VERSIONS.format(table=table))
+    ]
 
 
-def plan_only(found: SchemaStatus, target_version: int | None) -> MigrationReport:
-    return report(found, plan(found, target_version), dry_run=True)
+def migrate(
+    raw: sqlite3.Connection, path: Path, step: Migration, expected: Sequence[AppliedMigration], patience: float
+) -> Migrated:
+    """All of it in one transaction, the numbers in the file's header too."""
+    with transaction(raw):
+        refuse_foreign(raw, path)
+        if applied(raw) != list(expected):
+            return "changed"
+        if expected and _rewrites(step):
+            back_up(path, str(step), patience)
+        run(raw, path, step, expected)
+        raw.execute("COMMIT")
+        return "applied"
 
 
-def migrate(raw: sqlite3.Connection, path: Path, target_version: int | None) -> MigrationReport:
-    """Inside the caller's transaction: the versions that are read here stay as they are until it ends."""
-    refuse_foreign(raw, path)
-    found = status(raw, path)
-    steps = plan(found, target_version)
+@contextmanager
+def transaction(raw: sqlite3.Connection) -> Iterator[None]:
+    """Undone unless the block commits."""
+    # Has no effect inside a transaction: a table that is made anew would take the rows along that refer to it.
+    raw.execute("PRAGMA foreign_keys = OFF")
+    try:
+        raw.execute("BEGIN IMMEDIATE")
+        yield
+    finally:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+
+
+def run(raw: sqlite3.Connection, path: Path, step: Migration, before: Sequence[AppliedMigration]) -> None:
+    """One step and its record, on top of those that are applied."""
     # The numbers in the header of a file that has other tables belong to whoever made those.
     whole = not _tables(raw) or raw.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-    for step in steps:
-        started = perf_counter()
+    table = TABLE_OF[step.series]
+    raw.execute(sql.CREATE_VERSIONS.format(table=table))
+    dangling = Dangling(raw)
+    started = perf_counter()
+    for statement in step.statements:
+        _execute(raw, statement, step, path)
+    dangling.refuse_more(raw, step, path)
+    duration = (perf_counter() - started) * 1000
+    record = (step.version, step.name, step.checksum, duration, step.code_version, step.min_code)
+    raw.execute(sql.RECORD_VERSION.format(table=table), record)
+    if whole and step.series == "flujo":
+        # A record that is repaired may be an older one.
+        latest = max([step.version, *(row.version for row in before if row.series == "flujo" and row.checksum)])
+        raw.execute(f"PRAGMA user_version = {latest}")
+        raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _execute(raw: sqlite3.Connection, statement: str, step: Migration, path: Path) -> None:
+    try:
+        # To its last row: SQLite goes on only as far as it is asked to.
+        deque(raw.execute(statement), maxlen=0)
+    except sqlite3.Error as error:
+        if not is_refused(error):
+            raise
+        raise MigrationError(f"{path}: migration {step} failed and was undone: {error}; mend what it says") from None
+    if not raw.in_transaction:
+        raise MigrationError(f"{path}: migration {step} ended its transaction itself: {statement:.60}")
+
+
+_Rows = Counter[tuple[str, int | None, str | None]]
+"""Table, row id and parent. The number of the key is left out: a column that is added shifts it."""
+
+
+class Dangling:
+    """Rows that refer to nothing, before a step: those don't hinder it, more of them do."""
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self._schema = raw.execute("PRAGMA schema_version").fetchone()[0]
+        self._rows = _dangling(raw)
+
+    def refuse_more(self, raw: sqlite3.Connection, step: Migration, path: Path) -> None:
+        before, now = self._rows, _dangling(raw)
+        if raw.execute("PRAGMA schema_version").fetchone()[0] != self._schema:
+            # A table that was made anew has other row ids.
+            before, now = _without_row_ids(before), _without_row_ids(now)
+        for table, _, parent in now - before:
+            what = f"refer to nothing in {parent}" if parent else "can't be checked, for their foreign key is wrong"
+            raise MigrationError(f"{path}: migration {step} was undone: it leaves rows in {table} that {what}")
+
+
+def _without_row_ids(rows: _Rows) -> _Rows:
+    return Counter((table, None, parent) for table, _, parent in rows.elements())
+
+
+def _dangling(raw: sqlite3.Connection) -> _Rows:
+    found: _Rows = Counter()
+    for (table,) in raw.execute(sql.REFERRING_TABLES).fetchall():
         try:
-            for statement in _statements(step.sql):
-                raw.execute(statement)
+            found.update(raw.execute(sql.DANGLING, (table,)).fetchall())
         except sqlite3.Error as error:
             if not is_refused(error):
                 raise
-            raise MigrationError(
-                f"{path}: migration {step} failed and was undone: {error}; remove what is in its way"
-            ) from None
-        duration = (perf_counter() - started) * 1000
-        raw.execute(sql.RECORD_VERSION, (step.version, step.name, step.checksum, duration, _code_version()))
-    if steps and whole:
-        raw.execute(f"PRAGMA user_version = {steps[-1].version}")
-        raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    return report(found, steps, dry_run=False)
+            found[table, None, None] = 1  # its key doesn't fit the parent; with all tables at once none is checked
+    return found
 
 
-def _statements(script: str) -> list[str]:
-    """The statements of a script, one by one: executescript would commit first."""
-    statements, current = [], ""
-    for line in script.splitlines(keepends=True):
-        current += line
-        if sqlite3.complete_statement(current):
-            statements.append(current)
-            current = ""
-    return [*statements, current] if current.strip() else statements
+def _rewrites(step: Migration) -> bool:
+    """Whether it may change or remove what is there; whatever is not known to add only."""
+    return not all(
+        words[:1] == ["CREATE"] or (words[:2] == ["ALTER", "TABLE"] and words[3:4] == ["ADD"])
+        for words in map(keywords, step.statements)
+    )
 
 
-def _code_version() -> str | None:
-    try:
-        return version("flujo-sqlite")
-    except PackageNotFoundError:
-        return None
+def script(step: Migration) -> list[str]:
+    table = TABLE_OF[step.series]
+    return [
+        "PRAGMA foreign_keys = OFF",
+        "BEGIN IMMEDIATE",
+        sql.CREATE_VERSIONS.format(table=table).strip(),
+        *step.statements,
+        record_statement(step, table),
+        *(_header(step) if step.series == "flujo" else []),
+        "COMMIT",
+    ]
+
+
+def _header(step: Migration) -> list[str]:
+    return [
+        f"-- this and the next only in a file without tables of others\nPRAGMA user_version = {step.version}",
+        f"PRAGMA application_id = {APPLICATION_ID}",
+    ]

@@ -18,17 +18,15 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from flujo_core.codec import decode_plain
-from flujo_core.containment import contains, document_terms
-from flujo_core.errors import StorageTimeoutError, StorageUnavailableError, UnsupportedStorageError
-from flujo_core.migrations import MigrationReport, SchemaStatus
+from flujo_core.containment import contains
+from flujo_core.errors import MigrationError, StorageTimeoutError, StorageUnavailableError, UnsupportedStorageError
+from flujo_core.migrations import AppliedMigration, Migration
 from flujo_core.store import (
-    APPLIED,
     Change,
     Interrupted,
-    Keep,
+    Migrated,
     Outcome,
     RunQuery,
-    RunRow,
     RunStatistic,
     Snapshot,
     SpanStatistic,
@@ -37,10 +35,11 @@ from flujo_core.store import (
 )
 from flujo_core.timestamps import from_text, text_of
 
+from . import original, schema
 from . import queries as sql
-from . import schema
+from .changes import apply, stored
 from .connection import Connection, stop_all
-from .errors import is_busy, translated
+from .errors import is_busy, is_interrupted, translated
 from .settings import SQLiteSettings
 
 Result = TypeVar("Result")
@@ -52,6 +51,8 @@ OLDEST: Final = (3, 37, 0)
 class SQLiteStore(Store):
     """One connection writes, a few read. Every method does its work in one piece in the thread of a connection."""
 
+    migrations = "flujo_sqlite.migrations"
+
     def __init__(self, path: Path, settings: SQLiteSettings) -> None:
         self._path = path
         self._settings = settings
@@ -59,6 +60,8 @@ class SQLiteStore(Store):
         self._abandoned = False
         self._writer: Connection | None = None
         self._writing = asyncio.Lock()
+        self._migrating: dict[Connection, asyncio.Task[None] | None] = {}
+        """Connections of migrations, and what closes them."""
         self._idle_readers: list[Connection] = []
         self._readers: list[Connection] = []
         self._may_read = asyncio.Semaphore(settings.readers)
@@ -78,12 +81,12 @@ class SQLiteStore(Store):
         writable = self._create or os.access(self._path, os.W_OK)
         self._writer = await self._connect("rw" if writable else "ro", self._set_up_writer)
 
-    async def _connect(self, mode: str, set_up: Callable[[Raw], None]) -> Connection:
+    async def _connect(self, mode: str, set_up: Callable[[Raw], None], limit: float | None = None) -> Connection:
         async def connect() -> Connection:
             return await Connection.open(
                 self._path,
                 mode=mode,
-                limit=self._settings.command_timeout,
+                limit=limit or self._settings.command_timeout,
                 reads=set_up == self._set_up_reader,
                 prepare=partial(_prepare_file, self._path, create=self._create),
                 setup=set_up,
@@ -94,8 +97,8 @@ class SQLiteStore(Store):
     def _set_up_writer(self, raw: Raw) -> None:
         raw.execute(f"PRAGMA synchronous = {self._settings.synchronous}")
         raw.execute("PRAGMA secure_delete = OFF")
-        # Before anything in the file is changed.
-        schema.refuse_foreign(raw, self._path)
+        # Before anything in the file is changed; in one view, for another process may be making the tables.
+        _in_one_view(lambda raw: schema.refuse_foreign(raw, self._path), raw)
         if self._create:
             # Kept in the file from now on: readers don't block the writer, nor it them.
             raw.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -112,9 +115,14 @@ class SQLiteStore(Store):
             self._may_read.release()
         async with self._writing:
             # The writer goes last: it moves the rest of the log into the file.
-            for connection in self._connections():
+            for connection in [*self._readers, *([self._writer] if self._writer else [])]:
                 await connection.close()
             self._writer, self._readers, self._idle_readers = None, [], []
+        for connection, closing in list(self._migrating.items()):
+            if closing is not None:
+                await asyncio.wait([closing])
+            if closing is None or closing.cancelled():
+                await connection.close()
 
     def abandon(self) -> None:
         self._abandoned = True
@@ -122,7 +130,7 @@ class SQLiteStore(Store):
         stop_all(self._connections())
 
     def _connections(self) -> list[Connection]:
-        return [*self._readers, *([self._writer] if self._writer else [])]
+        return [*self._readers, *self._migrating, *([self._writer] if self._writer else [])]
 
     # --- doing a piece of work -----------------------------------------------------------------------------------
 
@@ -196,21 +204,57 @@ class SQLiteStore(Store):
 
     # --- schema --------------------------------------------------------------------------------------------------
 
-    async def schema_status(self) -> SchemaStatus:
-        if self._writer is None:
-            return schema.missing(self._path)
-        return await self._run(self._writer, lambda raw: schema.status(raw, self._path))
+    @property
+    def database(self) -> str:
+        return str(self._path)
 
-    async def migrate(self, target_version: int | None, dry_run: bool) -> MigrationReport:
-        if dry_run:
-            return schema.plan_only(await self.schema_status(), target_version)
-        return await self._write(lambda raw: schema.migrate(raw, self._path, target_version))
+    async def applied_migrations(self) -> list[AppliedMigration]:
+        if self._writer is None:
+            return []
+        return await self._run(self._writer, partial(_in_one_view, schema.applied))
+
+    async def is_original(self) -> bool:
+        if self._writer is None:
+            return False
+        return await self._run(self._writer, partial(_in_one_view, lambda raw: schema.is_original(raw, self._path)))
+
+    async def migrate(self, step: Migration, expected: Sequence[AppliedMigration]) -> Migrated:
+        limit = self._settings.migration_timeout
+        return await self._migrate(lambda raw: schema.migrate(raw, self._path, step, expected, limit), step)
+
+    async def take_over(self, steps: Sequence[Migration]) -> Migrated:
+        limit = self._settings.migration_timeout
+        return await self._migrate(lambda raw: original.take_over(raw, self._path, steps, limit), steps[0])
+
+    async def _migrate(self, work: Callable[[Raw], Migrated], step: Migration) -> Migrated:
+        """On a connection of its own, which may take longer."""
+        limit = self._settings.migration_timeout
+        connection = await self._connect("rw", self._set_up_writer, limit)
+        self._migrating[connection] = None
+        try:
+            return await connection.run(work)
+        except sqlite3.Error as error:
+            if is_busy(error):
+                return "busy"
+            if is_interrupted(error):
+                raise MigrationError(
+                    f"{self._path}: migration {step} did not end within {limit:g} s (migration_timeout) and was undone"
+                ) from None
+            raise translated(error, self._path, self._settings) from None
+        finally:
+            # To its end, also if the caller stops waiting; `close` does what was cancelled.
+            closing = self._migrating[connection] = asyncio.get_running_loop().create_task(connection.close())
+            await asyncio.shield(closing)
+            del self._migrating[connection]
+
+    def migration_script(self, step: Migration) -> list[str]:
+        return schema.script(step)
 
     # --- writing -------------------------------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
         try:
-            return await self._write(lambda raw: [_apply(raw, change) for change in changes])
+            return await self._write(lambda raw: [apply(raw, change) for change in changes])
         except StorageTimeoutError as error:
             # No fault of one of the changes: to try each alone would take as long again for each.
             raise Interrupted(error) from None
@@ -222,8 +266,8 @@ class SQLiteStore(Store):
 
     async def stored_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
         def read(raw: Raw) -> dict[str, StoredRun]:
-            found = {run_id: _stored(raw, run_id) for run_id in run_ids}
-            return {run_id: stored for run_id, stored in found.items() if stored}
+            found = {run_id: stored(raw, run_id) for run_id in run_ids}
+            return {run_id: run for run_id, run in found.items() if run}
 
         return await self._read(partial(_in_one_view, read))
 
@@ -350,109 +394,6 @@ def _in_one_view(work: Callable[[Raw], Result], raw: Raw) -> Result:
 def _leave_transaction(raw: Raw) -> None:
     if raw.in_transaction:
         raw.execute("ROLLBACK")
-
-
-# --- one change, in the writer's thread ---------------------------------------------------------------------------
-
-
-def _values(row: RunRow) -> list[Any]:
-    return [text_of(value) if isinstance(value, datetime) else value for value in row]
-
-
-def _apply(raw: Raw, change: Change) -> Outcome:
-    row, run_id = change.row, change.run_id
-    if change.wipe:
-        found = raw.execute(sql.OPERATION_ID, (run_id,)).fetchone()
-        if (found[0] if found else None) != change.expected:
-            return _stored(raw, run_id)
-        _wipe(raw, run_id)
-    if row is not None:
-        applied = _insert(raw, change) if change.wipe or change.expected is None else _update(raw, change)
-        if not applied:
-            return _stored(raw, run_id)
-        _put_records(raw, change)
-    return APPLIED
-
-
-def _insert(raw: Raw, change: Change) -> bool:
-    assert change.row is not None
-    assert isinstance(change.metadata, str)
-    snapshot = None if isinstance(change.snapshot, Keep) else change.snapshot
-    if raw.execute(sql.INSERT_RUN, (*_values(change.row), change.metadata, snapshot)).rowcount != 1:
-        return False
-    _put_terms(raw, change.row, _terms(change.metadata))
-    return True
-
-
-def _update(raw: Raw, change: Change) -> bool:
-    row, metadata, snapshot = change.row, change.metadata, change.snapshot
-    assert row is not None
-    old: tuple[str, str] = ("{}", "")
-    values = _values(row)[1:]
-    if isinstance(metadata, str):
-        old = raw.execute(sql.OLD_TERMS, (change.run_id,)).fetchone() or old
-        values.append(metadata)
-    if not isinstance(snapshot, Keep):
-        values.append(snapshot)
-    statement = sql.UPDATE_RUN[isinstance(metadata, str), not isinstance(snapshot, Keep)]
-    if raw.execute(statement, (*values, change.run_id, change.expected)).rowcount != 1:
-        return False
-    if isinstance(metadata, str):
-        # Only the terms that changed; they stand under created_at, which changes when a placeholder is completed.
-        before, created_at = _terms(old[0]), old[1]
-        after = _terms(metadata)
-        kept = before & after if created_at == text_of(row.created_at) else set()
-        raw.executemany(sql.DELETE_TERM, [(term, created_at, row.run_id) for term in before - kept])
-        _put_terms(raw, row, after - kept)
-    return True
-
-
-@lru_cache(maxsize=512)
-def _terms(metadata: str) -> frozenset[int]:
-    return frozenset(document_terms(decode_plain(metadata)))
-
-
-def _put_terms(raw: Raw, row: RunRow, terms: set[int] | frozenset[int]) -> None:
-    if terms:
-        created_at = text_of(row.created_at)
-        raw.executemany(sql.INSERT_TERM, [(term, created_at, row.run_id) for term in sorted(terms)])
-
-
-def _wipe(raw: Raw, run_id: str) -> None:
-    old = raw.execute(sql.OLD_TERMS, (run_id,)).fetchone()
-    if old is not None:
-        raw.executemany(sql.DELETE_TERM, [(term, old[1], run_id) for term in _terms(old[0])])
-    for statement in sql.WIPE:
-        raw.execute(statement, (run_id,))
-
-
-def _put_records(raw: Raw, change: Change) -> None:
-    run_id = change.run_id
-    if change.history_length is not None:
-        raw.execute(sql.CUT_HISTORY, (run_id, change.history_length))
-    if change.history:
-        raw.executemany(sql.PUT_HISTORY, [(run_id, *entry) for entry in change.history])
-    for step in change.steps:
-        raw.execute(sql.PUT_STEP, (run_id, *step[:6], text_of(step.created_at), step.document))
-    if change.drop_trace_spans:
-        raw.execute(sql.DROP_TRACE_SPANS, (run_id,))
-    for span in change.spans:
-        raw.execute(sql.PUT_SPAN, (run_id, *span))
-    if change.trace is not None:
-        raw.execute(sql.PUT_TRACE, (run_id, change.trace))
-    for key, document in change.details.items():
-        raw.execute(sql.PUT_DETAIL, (run_id, key, document))
-    for evaluation in change.evaluations:
-        raw.execute(
-            sql.INSERT_EVALUATION, (run_id, *evaluation[:3], text_of(evaluation.created_at), evaluation.document)
-        )
-
-
-def _stored(raw: Raw, run_id: str) -> StoredRun | None:
-    row = raw.execute(sql.STORED_RUN, (run_id,)).fetchone()
-    if row is None:
-        return None
-    return StoredRun(row[0], row[1], b"".join(digest for (digest,) in raw.execute(sql.STORED_HISTORY, (run_id,))))
 
 
 # --- metadata filters, in a reader's thread -------------------------------------------------------------------------

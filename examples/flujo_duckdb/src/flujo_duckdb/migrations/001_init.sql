@@ -3,16 +3,6 @@
 -- DuckDB looks through a million values of a column in a few milliseconds, and to change an indexed value is to delete
 -- the row and insert it anew. So there are indexes only for what is looked up for each write and for filters.
 
-CREATE TABLE flujo_schema_versions (
-    version INTEGER NOT NULL,
-    applied_at VARCHAR NOT NULL DEFAULT (strftime(now() AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%f+00:00')),
-    name VARCHAR,
-    checksum VARCHAR,
-    duration_ms DOUBLE,
-    code_version VARCHAR,
-    min_code INTEGER NOT NULL DEFAULT 0
-);
-
 -- One row a run. "run" is what the library reads; the columns before it are made from it, for filters and for SQL.
 CREATE TABLE workflow_state (
     run_id VARCHAR NOT NULL PRIMARY KEY,

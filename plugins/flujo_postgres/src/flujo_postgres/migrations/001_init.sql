@@ -1,15 +1,5 @@
 -- The tables. Run with search_path set to the schema they belong to.
 
-CREATE TABLE flujo_schema_versions (
-    version INTEGER PRIMARY KEY,
-    applied_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    name TEXT,
-    checksum TEXT,
-    duration_ms DOUBLE PRECISION,
-    code_version TEXT,
-    min_code INTEGER NOT NULL DEFAULT 0
-);
-
 -- One row a run. "run" is what the library reads; the columns before it are made from it, for filters and for SQL.
 CREATE TABLE workflow_state (
     run_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,

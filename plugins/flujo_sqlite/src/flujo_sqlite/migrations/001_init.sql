@@ -1,15 +1,5 @@
 -- The tables. Times are ISO 8601 text in UTC of fixed width, so that they sort as text.
 
-CREATE TABLE flujo_schema_versions (
-    version INTEGER PRIMARY KEY,
-    applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')),
-    name TEXT,
-    checksum TEXT,
-    duration_ms REAL,
-    code_version TEXT,
-    min_code INTEGER NOT NULL DEFAULT 0
-) STRICT;
-
 -- One row a run. "run" is what the library reads; the columns before it are made from it, for filters and for SQL.
 CREATE TABLE workflow_state (
     run_id TEXT NOT NULL PRIMARY KEY,
