@@ -225,7 +225,10 @@ class OneCursorForAll(MemoryBackend):
 
 @breaks("R7")
 class LockedRunsSkipped(_Writing):
-    """An iteration skips the runs that are being written."""
+    """An iteration skips the runs that are being written, which takes a while."""
+
+    async def begin(self, run_id: str) -> None:
+        await _turns(100)
 
     async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
         async for row in super()._pages(query, page_size):
