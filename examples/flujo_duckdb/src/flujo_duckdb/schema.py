@@ -19,13 +19,17 @@ from .errors import is_refused
 def refuse_foreign(raw: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Raise for a file that this library can't keep its tables in; one with other tables beside is fine."""
     tables = _tables(raw)
-    columns = raw.execute(sql.COLUMNS, (VERSIONS_TABLE,)).fetchall() if VERSIONS_TABLE in tables else []
-    ours = {name for (name,) in columns} >= {"version", "name", "checksum"}
-    for table in ("workflow_state", VERSIONS_TABLE):
-        if table in tables and not ours:
+    for table in (*TABLE_OF.values(), "workflow_state"):
+        if table in tables and not _is_ours(raw, table if table in TABLE_OF.values() else VERSIONS_TABLE):
             raise UnsupportedStorageError(
                 f"{path} has a table {table} that this library did not make; name another file"
             )
+
+
+def _is_ours(raw: duckdb.DuckDBPyConnection, table: str) -> bool:
+    """Of a table that records a series; where it lacks, it has no columns."""
+    columns = {name for (name,) in raw.execute(sql.COLUMNS, (table,)).fetchall()} if table in _tables(raw) else set()
+    return columns >= {"version", "name", "checksum", "applied_at", "duration_ms", "code_version", "min_code"}
 
 
 def _tables(raw: duckdb.DuckDBPyConnection) -> set[str]:
