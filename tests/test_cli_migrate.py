@@ -211,8 +211,11 @@ def test_options_that_make_no_sense_together_are_refused(tmp_path: Path, options
 )
 def test_a_bad_file_is_named_in_one_line(migrate: Command, name: str, text: str, complaint: str) -> None:
     (migrate.own / name).write_text(text)
+    before = files(migrate.cwd)
     code, out, err = migrate()
     assert (code, out) == (1, "")
+    # What can be told from the file is told before anything is made.
+    assert files(migrate.cwd) == before or "was undone" in complaint
     assert err.count("\n") == 1
     assert name.removesuffix(".sql") in err
     assert complaint in err

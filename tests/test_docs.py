@@ -96,6 +96,18 @@ def test_what_the_authors_guide_quotes_is_said_somewhere() -> None:
     assert [words for words in quoted if words.partition(",")[0] not in said] == []
 
 
+def test_what_the_page_on_migrations_quotes_is_said_somewhere() -> None:
+    text = (ROOT / "docs" / "migrations.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]*…[^`]*)` \|", text[text.index("## When it says") :], re.MULTILINE)
+    assert len(quoted) > 10
+    sources = [ROOT / "flujo_core" / "src", *(ROOT / "plugins").glob("*/src")]
+    said = "".join(path.read_text(encoding="utf-8") for source in sources for path in source.rglob("*.py"))
+    said = re.sub(r'"\s+f?"', "", said)
+    # Without what differs each time: names and numbers.
+    pieces = [piece.strip() for words in quoted for piece in re.split(r"…|\d+(?:_…)?", words)]
+    assert [piece for piece in pieces if len(piece) > 3 and piece not in said] == []
+
+
 def test_the_compatibility_page_is_made_of_the_reports() -> None:
     script = ROOT / "docs" / "update_compatibility.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)

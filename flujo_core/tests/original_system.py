@@ -171,13 +171,7 @@ OBJECTS = {
     '{"b": "q", "is_background_task": true}': {"b": "q", "is_background_task": True},
 }
 LISTS = {None: [], "[]": [], '[{"s": 1}, "two", 3.5]': [{"s": 1}, "two", 3.5]}
-VALUES = {
-    None: None,
-    "null": None,
-    "17": 17,
-    '"text"': "text",
-    '{"k": [2.5]}': {"k": [2.5]},
-}
+VALUES = {None: None, "null": None, "17": 17, '"text"': "text", '{"k": [2.5]}': {"k": [2.5]}}
 SQLITE_VALUES = {"not JSON": "not JSON", "": "", '{"nan": NaN, "inf": -Infinity}': {"nan": math.nan, "inf": -math.inf}}
 SQLITE_OBJECTS = {'{"context": NaN}': {"context": math.nan}}
 TRACE = {

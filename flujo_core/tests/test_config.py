@@ -391,3 +391,13 @@ def test_d2_unknown_option_of_a_uri_names_the_known_ones() -> None:
         split_options(Settings, parse_uri(f"{PG}?slmode=require"))
     with pytest.raises(ConfigurationError, match="unknown option 'sslmode'; known: auto_migrate, close_timeout"):
         split_options(BackendSettings, parse_uri("sqlite:///x.db?sslmode=require"))
+
+
+def test_a_folder_of_migrations_counts_from_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flujo.toml").write_text('[state]\nuri = "sqlite:///x.db"\n[state.sqlite]\nmigrations_dir = "own"\n')
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert resolve_configuration().settings.migrations_dir == tmp_path / "own"
+    assert resolve_configuration("sqlite:///x.db?migrations_dir=own").settings.migrations_dir == Path("own")

@@ -211,7 +211,11 @@ def _table(place: _Place, spec: BackendSpec) -> Mapping[str, Any]:
                 f"{place.file}: the settings of {scheme}:// stand in the table [state.{spec.name}]; "
                 f"rename [state.{scheme}]"
             )
-    table: Mapping[str, Any] = place.tables.get(spec.name, {})
+    table: dict[str, Any] = dict(place.tables.get(spec.name, {}))
+    folder = table.get("migrations_dir")
+    if isinstance(folder, str) and place.file is not None:
+        # Of the file's place, wherever below it a command is run.
+        table["migrations_dir"] = str(place.file.parent / folder)
     return table
 
 

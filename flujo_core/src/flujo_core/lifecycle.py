@@ -112,9 +112,11 @@ class Lifecycle:
     async def _migrating(self, use: Callable[[Migrator], Awaitable[Result]], *, create: bool) -> Result:
         """On a store of its own, whose schema is not looked at first."""
         store = self._make_store()
+        # Its files are read before anything is made.
+        migrator = Migrator(store, self._settings)
         try:
             await store.open(create=create)
-            return await use(Migrator(store, self._settings))
+            return await use(migrator)
         finally:
             await to_its_end(store.close(), store)
 

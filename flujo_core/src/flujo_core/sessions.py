@@ -79,14 +79,18 @@ class Sessions:
             session.waiting -= 1
 
     async def _open(self, key: tuple[int, int], session: Session) -> None:
-        store = session.store
+        store, touched = session.store, False
         try:
+            # Its files are read before anything is made.
+            migrator = Migrator(store, self._settings)
+            touched = True
             await store.open(create=self._settings.auto_migrate)
-            await Migrator(store, self._settings).prepare()
+            await migrator.prepare()
             session.opening = None
         except BaseException:
             self._forget(key, session)
-            await store.close()
+            if touched:
+                await store.close()
             raise
 
     def _forget(self, key: tuple[int, int], session: Session) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 from original_system import LATE, TABLES, Rows, check, dated, definitions, some_rows
+from sqlite_migrations import LATEST, STATE, ask, connected, names, with_backend
 
 from flujo_core.errors import (
     MigrationError,
@@ -24,35 +20,8 @@ from flujo_core.errors import (
     UnsupportedStorageError,
 )
 from flujo_core.migrating import MigrationProgress
-from flujo_core.migrations import read_migrations
 from flujo_sqlite import SQLiteBackend
 from flujo_sqlite.schema import APPLICATION_ID
-
-Result = TypeVar("Result")
-LATEST = len(read_migrations("flujo_sqlite.migrations"))
-STATE: Any = {"pipeline_id": "p", "pipeline_name": "n", "pipeline_version": "1", "current_step_index": 0}
-
-
-def with_backend(path: Path, use: Callable[[SQLiteBackend], Awaitable[Result]], **settings: Any) -> Result:
-    async def main() -> Result:
-        backend = SQLiteBackend(path, **settings)
-        try:
-            return await use(backend)
-        finally:
-            await backend.shutdown()
-
-    return asyncio.run(main())
-
-
-@contextmanager
-def connected(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as connection:
-        yield connection
-
-
-def ask(path: Path, statement: str, *values: Any) -> list[Any]:
-    with connected(path) as connection:
-        return connection.execute(statement, values).fetchall()
 
 
 def dump(path: Path) -> list[str]:
@@ -60,10 +29,6 @@ def dump(path: Path) -> list[str]:
         connection.text_factory = lambda text: text.decode(errors="surrogateescape")
         header = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")]
         return [*connection.iterdump(), str(header)]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def random_rows(runs: int, seed: int = 0) -> Rows:

@@ -33,6 +33,10 @@ _COLUMNS: Final = (
     Column("CODE", rank=2),
 )
 
+_REMARK: Final = """\
+-- Stop at the first error, or a step that failed is recorded as applied: psql -v ON_ERROR_STOP=1, sqlite3 -bail.
+"""
+
 Mode = Literal["migrate", "dry run", "status", "check", "print sql", "repair checksums"]
 
 
@@ -161,7 +165,7 @@ def _text(report: MigrationReport, target_version: int | None) -> str:
     database = safe(report.database)
     if not report.steps:
         state = "is up to date" if target_version is None else "has nothing to do up to that version"
-        return f"{database} {state} (schema version {report.from_version})\n"
+        return f"{database} {state} (schema version {report.to_version})\n"
     remark = " (dry run: nothing was written)" if report.dry_run else ""
     whence = "the original Flujo" if report.original else f"schema version {report.from_version}"
     head = f"{database}: {whence} → {'schema version ' if report.original else ''}{report.to_version}{remark}\n"
@@ -174,7 +178,7 @@ def _of_whom(step: Migration) -> str:
 
 
 def _script(statements: list[str]) -> str:
-    return "".join(f"{statement}{_end(statement)}\n" for statement in statements)
+    return _REMARK * bool(statements) + "".join(f"{statement}{_end(statement)}\n" for statement in statements)
 
 
 def _end(statement: str) -> str:
