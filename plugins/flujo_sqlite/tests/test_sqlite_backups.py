@@ -10,6 +10,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlite_migrations import (
@@ -153,12 +154,12 @@ def test_d5_a_damaged_copy_stops_the_migration(tmp_path: Path, monkeypatch: pyte
     before = whole(path)
     plain = backup._connect
 
-    def connect(file: Path, give_up: float) -> sqlite3.Connection:
+    def connect(file: Path, *rest: Any) -> sqlite3.Connection:
         if file.suffix == ".part":
             with file.open("r+b") as copy:
                 copy.seek(4096 * 3)
                 copy.write(b"\xff" * 4096)
-        return plain(file, give_up)
+        return plain(file, *rest)
 
     monkeypatch.setattr(backup, "_connect", connect)
     with pytest.raises(MigrationError, match=r"no backup could be made.*the copy is damaged, so the file may be too"):

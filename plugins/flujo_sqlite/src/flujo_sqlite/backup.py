@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +22,26 @@ ORIGINAL: Final = "000_original"
 """Before a database of the original system is taken over. Its backups are counted apart: later ones don't push the last
 copy of that system's tables out."""
 _STEPS: Final = 10_000
-"""Of SQLite's machine, between two looks at the clock."""
+"""Of SQLite's machine, between two looks at the clock and at whether to stop."""
+Stopped = Callable[[], bool]
+"""Whether nobody waits for the migration any more."""
+Keep = Callable[[str], Path]
+"""`back_up` of a file, before what."""
 
 
-def back_up(path: Path, before: str, patience: float) -> Path:
+def stop_when(stopped: Stopped, raw: sqlite3.Connection) -> None:
+    raw.set_progress_handler(stopped, _STEPS)
+
+
+def back_up(path: Path, before: str, patience: float, stopped: Stopped) -> Path:
     """A copy beside the file, which only its owner may read, checked and flushed: ``x.db.before-003_y.<time>.bak``.
+    Of a link it lies beside the file that is meant: there is room for it, and other links find it.
 
     The caller holds the write lock, so it is the state that the migration finds. Raises `MigrationError` when it can't
     be made, has an error in it, or takes longer than so many seconds.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    shown, path = path, Path(os.path.realpath(path))
     target = path.with_name(f"{path.name}.before-{before}.{stamp}.bak")
     unfinished = target.with_suffix(".part")
     try:
@@ -40,7 +51,7 @@ def back_up(path: Path, before: str, patience: float) -> Path:
         # VACUUM INTO takes an empty file, and leaves its permissions.
         os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600))
         try:
-            _copy(path, unfinished, monotonic() + patience)
+            _copy(path, unfinished, monotonic() + patience, stopped)
             _flush(unfinished)
             unfinished.rename(target)
         except BaseException:
@@ -59,7 +70,7 @@ def back_up(path: Path, before: str, patience: float) -> Path:
             if slow
             else f"{error}; make room on the disk, or see the permissions of the folder"
         )
-        raise MigrationError(f"{path}: no backup could be made, so {before} was not run: {why}") from None
+        raise MigrationError(f"{shown}: no backup could be made, so {before} was not run: {why}") from None
     return target
 
 
@@ -76,20 +87,20 @@ def _remove(old: list[Path]) -> None:
             entry.unlink()
 
 
-def _copy(path: Path, target: Path, give_up: float) -> None:
+def _copy(path: Path, target: Path, give_up: float, stopped: Stopped) -> None:
     # Another connection: the migration's own is in its transaction, which VACUUM can't be.
-    with closing(_connect(path, give_up)) as source:
+    with closing(_connect(path, give_up, stopped)) as source:
         # A URI, for SQLite's text can't hold every name of a file.
         source.execute("VACUUM INTO ?", (target.absolute().as_uri(),))
-    with closing(_connect(target, give_up)) as copy:
+    with closing(_connect(target, give_up, stopped)) as copy:
         found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise sqlite3.DatabaseError(f"the copy is damaged, so the file may be too: {found}")
 
 
-def _connect(path: Path, give_up: float) -> sqlite3.Connection:
+def _connect(path: Path, give_up: float, stopped: Stopped) -> sqlite3.Connection:
     raw = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    raw.set_progress_handler(lambda: monotonic() > give_up, _STEPS)
+    raw.set_progress_handler(lambda: stopped() or monotonic() > give_up, _STEPS)
     return raw
 
 

@@ -150,13 +150,14 @@ class Connection:
     own, which, unlike aiosqlite's, may come after the loop has closed.
     """
 
-    def __init__(self, path: Path, driver: aiosqlite.Connection, handle: _Handle, *, limit: float, reads: bool) -> None:
+    def __init__(self, path: Path, driver: aiosqlite.Connection, handle: _Handle, *, limit: float, stops: bool) -> None:
         self._path = path
         self._driver = driver
         self._handle = handle
         self._limit = limit
-        self._reads = reads
+        self._stops = stops
         self._closed = False
+        self._ended: asyncio.Future[None] | None = None
 
     @classmethod
     async def open(
@@ -165,11 +166,12 @@ class Connection:
         *,
         mode: str,
         limit: float,
-        reads: bool,
+        stops: bool,
         prepare: Callable[[], None],
         setup: Callable[[Raw], None],
     ) -> Connection:
-        """``mode`` is SQLite's: ro, rw. ``limit`` bounds each piece of work, in seconds. ``reads``: it never writes.
+        """``mode`` is SQLite's: ro, rw. ``limit`` bounds each piece of work, in seconds. ``stops``: what runs is
+        stopped when its caller is cancelled; that is for reads, and for what is one transaction.
 
         In the connection's thread ``prepare`` is called before the file is opened, ``setup`` with each connection to
         it: a second one after a fork.
@@ -185,12 +187,13 @@ class Connection:
             await handle.ended()
             raise
         _stop_at_exit()
-        return cls(path, driver, handle, limit=limit, reads=reads)
+        return cls(path, driver, handle, limit=limit, stops=stops)
 
     async def run(self, work: Callable[[Raw], Result]) -> Result:
         """The result of ``work``, done in the connection's thread.
 
-        If the caller is cancelled, what has not begun never will, a read is stopped, and a write goes on to its end.
+        If the caller is cancelled, what has not begun never will. What has begun is stopped, if the connection is one
+        that ``stops``, or goes on to its end.
         """
         if self._closed:
             raise StorageUnavailableError(f"{self._path} was closed while this call waited for it; call again")
@@ -218,15 +221,30 @@ class Connection:
         try:
             return await answer  # type: ignore[no-any-return]
         except asyncio.CancelledError:
-            if self._reads:
+            if self._stops:
                 alarm.ring()
             raise
 
     async def close(self) -> None:
-        """After all that is queued."""
+        """After all that is queued. May be called again, by who was cancelled."""
         self._closed = True
-        self._driver._tx.put_nowait((None, self._handle.close))
-        await self._driver.close()
+        if self._ended is None:
+            self._ended = self._end()
+        await asyncio.shield(self._ended)
+
+    def _end(self) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def call() -> None:
+            self._handle.close()
+            with suppress(RuntimeError):  # The loop has closed; nobody waits.
+                loop.call_soon_threadsafe(ended.set_result, None)
+
+        self._driver._tx.put_nowait((None, call))
+        # Not by aiosqlite's `close`, whose thread fails if the loop ends first.
+        _in_thread(self._handle.stop)
+        return ended
 
     def disown(self) -> _Handle:
         self._closed = True

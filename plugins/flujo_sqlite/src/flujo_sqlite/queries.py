@@ -119,6 +119,8 @@ RUN_STATISTICS: Final = (
 )
 TABLES: Final = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_'"
 COLUMNS: Final = "SELECT name FROM pragma_table_info(?)"
+VIEWS: Final = "SELECT name FROM sqlite_master WHERE type = 'view' ORDER BY name"
+TRIGGERS: Final = "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
 CREATE_VERSIONS: Final = """
 CREATE TABLE IF NOT EXISTS {table} (
     version INTEGER PRIMARY KEY,
@@ -144,6 +146,9 @@ RECORD_VERSION: Final = (
 """One that was written by hand has no checksum, and another time."""
 REFERRING_TABLES: Final = (
     "SELECT DISTINCT m.name FROM sqlite_master m, pragma_foreign_key_list(m.name) WHERE m.type = 'table'"
+)
+REFERENCES: Final = (
+    "SELECT m.name, f.\"table\" FROM sqlite_master m, pragma_foreign_key_list(m.name) f WHERE m.type = 'table'"
 )
 DANGLING: Final = 'SELECT "table", rowid, parent FROM pragma_foreign_key_check(?)'
 

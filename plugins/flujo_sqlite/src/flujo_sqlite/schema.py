@@ -11,13 +11,13 @@ from time import perf_counter
 from typing import Final
 
 from flujo_core.errors import MigrationError, UnsupportedStorageError
-from flujo_core.migrations import TABLE_OF, VERSIONS_TABLE, AppliedMigration, Migration, record_statement
+from flujo_core.migrations import TABLE_OF, VERSIONS_TABLE, AppliedMigration, Migration, Series, record_statement
 from flujo_core.original import COLUMNS, recognised
 from flujo_core.scripts import keywords
 from flujo_core.store import Migrated
 
 from . import queries as sql
-from .backup import back_up
+from .backup import Keep
 from .errors import is_refused
 
 APPLICATION_ID: Final = 0x464C554A
@@ -37,6 +37,14 @@ def refuse_foreign(raw: sqlite3.Connection, path: Path) -> None:
                 f"{path} has a table {table} that this library did not make; name another file"
             )
     is_original(raw, path)
+
+
+def is_of_others(raw: sqlite3.Connection, path: Path) -> bool:
+    """Whether it has tables, none of them ours. It may be refused yet, so nothing in it is changed but by a migration.
+    Raises as `refuse_foreign` does."""
+    refuse_foreign(raw, path)
+    tables = _tables(raw)
+    return bool(tables) and VERSIONS_TABLE not in tables
 
 
 def is_original(raw: sqlite3.Connection, path: Path) -> bool:
@@ -68,12 +76,12 @@ def applied(raw: sqlite3.Connection) -> list[AppliedMigration]:
         AppliedMigration.of_row(row, series)
         for series, table in TABLE_OF.items()
         if table in tables
-        for row in raw.execute(sql.VERSIONS.format(table=table))
+        for row in raw.execute(sql.VERSIONS.format(table=f"main.{table}"))
     ]
 
 
 def migrate(
-    raw: sqlite3.Connection, path: Path, step: Migration, expected: Sequence[AppliedMigration], patience: float
+    raw: sqlite3.Connection, path: Path, step: Migration, expected: Sequence[AppliedMigration], keep: Keep
 ) -> Migrated:
     """All of it in one transaction, the numbers in the file's header too."""
     with transaction(raw):
@@ -81,7 +89,7 @@ def migrate(
         if applied(raw) != list(expected):
             return "changed"
         if expected and _rewrites(step):
-            back_up(path, str(step), patience)
+            keep(str(step))
         run(raw, path, step, expected)
         raw.execute("COMMIT")
         return "applied"
@@ -104,7 +112,7 @@ def run(raw: sqlite3.Connection, path: Path, step: Migration, before: Sequence[A
     """One step and its record, on top of those that are applied."""
     # The numbers in the header of a file that has other tables belong to whoever made those.
     whole = not _tables(raw) or raw.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-    table = TABLE_OF[step.series]
+    table = f"main.{TABLE_OF[step.series]}"  # a temporary table of this name would come first
     raw.execute(sql.CREATE_VERSIONS.format(table=table))
     dangling = Dangling(raw)
     started = perf_counter()
@@ -113,12 +121,27 @@ def run(raw: sqlite3.Connection, path: Path, step: Migration, before: Sequence[A
     dangling.refuse_more(raw, step, path)
     duration = (perf_counter() - started) * 1000
     record = (step.version, step.name, step.checksum, duration, step.code_version, step.min_code)
-    raw.execute(sql.RECORD_VERSION.format(table=table), record)
+    wanted = {**_known(before), (step.series, step.version): (step.checksum, step.min_code)}
+    try:
+        raw.execute(sql.RECORD_VERSION.format(table=table), record)
+        found = _known(applied(raw))
+    except sqlite3.Error as error:
+        if not is_refused(error):
+            raise
+        found = None
+    if found != wanted:
+        # Nobody could open the file any more.
+        raise MigrationError(f"{path}: migration {step} changed what records the migrations; it was undone")
     if whole and step.series == "flujo":
         # A record that is repaired may be an older one.
         latest = max([step.version, *(row.version for row in before if row.series == "flujo" and row.checksum)])
         raw.execute(f"PRAGMA user_version = {latest}")
         raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _known(rows: Sequence[AppliedMigration]) -> dict[tuple[Series, int], tuple[str | None, int]]:
+    """What decides whether a file can be opened."""
+    return {(row.series, row.version): (row.checksum, row.min_code) for row in rows}
 
 
 def _execute(raw: sqlite3.Connection, statement: str, step: Migration, path: Path) -> None:

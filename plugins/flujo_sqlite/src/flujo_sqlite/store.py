@@ -37,6 +37,7 @@ from flujo_core.timestamps import from_text, text_of
 
 from . import original, schema
 from . import queries as sql
+from .backup import Keep, Stopped, back_up, stop_when
 from .changes import apply, stored
 from .connection import Connection, stop_all
 from .errors import is_busy, is_interrupted, translated
@@ -81,13 +82,15 @@ class SQLiteStore(Store):
         writable = self._create or os.access(self._path, os.W_OK)
         self._writer = await self._connect("rw" if writable else "ro", self._set_up_writer)
 
-    async def _connect(self, mode: str, set_up: Callable[[Raw], None], limit: float | None = None) -> Connection:
+    async def _connect(
+        self, mode: str, set_up: Callable[[Raw], None], limit: float | None = None, *, stops: bool = False
+    ) -> Connection:
         async def connect() -> Connection:
             return await Connection.open(
                 self._path,
                 mode=mode,
                 limit=limit or self._settings.command_timeout,
-                reads=set_up == self._set_up_reader,
+                stops=stops,
                 prepare=partial(_prepare_file, self._path, create=self._create),
                 setup=set_up,
             )
@@ -98,7 +101,10 @@ class SQLiteStore(Store):
         raw.execute(f"PRAGMA synchronous = {self._settings.synchronous}")
         raw.execute("PRAGMA secure_delete = OFF")
         # Before anything in the file is changed; in one view, for another process may be making the tables.
-        _in_one_view(lambda raw: schema.refuse_foreign(raw, self._path), raw)
+        if not _in_one_view(partial(schema.is_of_others, path=self._path), raw):
+            self._use_log(raw)
+
+    def _use_log(self, raw: Raw) -> None:
         if self._create:
             # Kept in the file from now on: readers don't block the writer, nor it them.
             raw.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -185,7 +191,7 @@ class SQLiteStore(Store):
     async def _connect_reader(self) -> Connection:
         if self._writer is None:
             raise self._gone()
-        reader = await self._connect("rw" if self._create else "ro", self._set_up_reader)
+        reader = await self._connect("rw" if self._create else "ro", self._set_up_reader, stops=True)
         self._readers.append(reader)
         if self._abandoned:
             # Abandoned meanwhile: nobody else would.
@@ -211,7 +217,11 @@ class SQLiteStore(Store):
     async def applied_migrations(self) -> list[AppliedMigration]:
         if self._writer is None:
             return []
-        return await self._run(self._writer, partial(_in_one_view, schema.applied))
+        found = await self._run(self._writer, partial(_in_one_view, schema.applied))
+        if found:
+            # It may have been a file of others until now, whoever made the tables.
+            await self._run(self._writer, self._use_log)
+        return found
 
     async def is_original(self) -> bool:
         if self._writer is None:
@@ -219,20 +229,33 @@ class SQLiteStore(Store):
         return await self._run(self._writer, partial(_in_one_view, lambda raw: schema.is_original(raw, self._path)))
 
     async def migrate(self, step: Migration, expected: Sequence[AppliedMigration]) -> Migrated:
-        limit = self._settings.migration_timeout
-        return await self._migrate(lambda raw: schema.migrate(raw, self._path, step, expected, limit), step)
+        return await self._migrate(
+            lambda raw, stopped: schema.migrate(raw, self._path, step, expected, self._keep(stopped)), step
+        )
 
     async def take_over(self, steps: Sequence[Migration]) -> Migrated:
-        limit = self._settings.migration_timeout
-        return await self._migrate(lambda raw: original.take_over(raw, self._path, steps, limit), steps[0])
+        return await self._migrate(
+            lambda raw, stopped: original.take_over(raw, self._path, steps, self._keep(stopped), stopped), steps[0]
+        )
 
-    async def _migrate(self, work: Callable[[Raw], Migrated], step: Migration) -> Migrated:
-        """On a connection of its own, which may take longer."""
+    def _keep(self, stopped: Stopped) -> Keep:
+        return partial(back_up, self._path, patience=self._settings.migration_timeout, stopped=stopped)
+
+    async def _migrate(self, work: Callable[[Raw, Stopped], Migrated], step: Migration) -> Migrated:
+        """On a connection of its own, which may take longer. A caller who is cancelled stops it: it is one transaction,
+        so either all of it has happened by then or nothing."""
         limit = self._settings.migration_timeout
-        connection = await self._connect("rw", self._set_up_writer, limit)
+        connection = await self._connect("rw", self._set_up_writer, limit, stops=True)
         self._migrating[connection] = None
+        stop = threading.Event()
+
+        def run(raw: Raw) -> Migrated:
+            # Also when the loop ends before the work, so that nobody interrupts it.
+            stop_when(stop.is_set, raw)
+            return work(raw, stop.is_set)
+
         try:
-            return await connection.run(work)
+            return await connection.run(run)
         except sqlite3.Error as error:
             if is_busy(error):
                 return "busy"
@@ -242,6 +265,7 @@ class SQLiteStore(Store):
                 ) from None
             raise translated(error, self._path, self._settings) from None
         finally:
+            stop.set()
             # To its end, also if the caller stops waiting; `close` does what was cancelled.
             closing = self._migrating[connection] = asyncio.get_running_loop().create_task(connection.close())
             await asyncio.shield(closing)
