@@ -72,17 +72,15 @@ async def test_a_statement_that_fails_undoes_its_file(place: Place, tmp_path: Pa
         await with_files(place, folder, auto_migrate=False).list_runs()
 
 
-@pytest.mark.parametrize("transaction", [True, False])
 @in_loop
-async def test_a_step_has_its_time(place: Place, tmp_path: Path, transaction: bool) -> None:
-    file = "SELECT pg_sleep(30)" if transaction else "-- transaction=false\nSELECT pg_sleep(30) -- {schema}"
-    folder = write(tmp_path / "mine", _001_slow=file)
+async def test_a_step_has_its_time(place: Place, tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", _001_slow="SELECT pg_sleep(30)")
     await place.backend().migrate()
     began = time.monotonic()
     with pytest.raises(MigrationError, match=r"001_slow did not end within 0\.3 s \(migration_timeout\)") as caught:
         await with_files(place, folder, migration_timeout=0.3).migrate()
     assert time.monotonic() - began < 5
-    assert ("it was undone" in str(caught.value)) is transaction
+    assert "it was undone" in str(caught.value)
     assert NO_BREAK.fullmatch(str(caught.value))
     assert await versions(place, "deployment") == []
     assert await leases(place) == 0

@@ -36,8 +36,9 @@ async def take_over(connection: Any, place: schema.Place, steps: Sequence[Migrat
         await connection.execute(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE")
         if await schema.layout(connection, place) != found:
             return "changed"
+        await _check_referrers(connection, place, names)
         await connection.execute("SET LOCAL extra_float_digits = 1")
-        aside = await _set_aside(connection, place, names)
+        aside = await _set_aside(connection, place, names, steps[0])
         for step in steps:
             await schema.run(connection, place, step)
         taking = _Taking(connection, place, changes, found, aside)
@@ -51,7 +52,18 @@ async def take_over(connection: Any, place: schema.Place, steps: Sequence[Migrat
     return await schema.in_transaction(connection, place, steps[0], bounded)
 
 
-async def _set_aside(connection: Any, place: schema.Place, names: Sequence[str]) -> str:
+async def _check_referrers(connection: Any, place: schema.Place, names: Sequence[str]) -> None:
+    """They would follow the tables: a view would show what no longer changes, a foreign key refuse what is new."""
+    tables = [await connection.fetchval("SELECT to_regclass($1)::oid", name) for name in names]
+    referrer = await connection.fetchval(sql.REFERRERS, tables)
+    if referrer is not None:
+        raise MigrationError(
+            f"{place.shown} can't be taken over from the original Flujo, and nothing was changed: {referrer} refers "
+            "to its tables; drop it first, and make it anew afterwards"
+        )
+
+
+async def _set_aside(connection: Any, place: schema.Place, names: Sequence[str], step: Migration) -> str:
     """Move the tables with their indexes and sequences; the schema in which they are then, quoted."""
     suffix = "flujo_original"
     if place.schema != "public":
@@ -63,10 +75,15 @@ async def _set_aside(connection: Any, place: schema.Place, names: Sequence[str])
             f"{place.shown}: the tables of the original Flujo move into the schema {suffix}, which is there already; "
             "rename or drop it"
         )
-    await connection.execute(f"CREATE SCHEMA {aside}")
+    with schema.needing("CREATE on the database", place, step):
+        await connection.execute(f"CREATE SCHEMA {aside}")
     for name in names:
         await connection.execute(f"ALTER TABLE {name} SET SCHEMA {aside}")
     return aside
+
+
+def _key(table: str) -> str:
+    return "key" if table == "system_state" else "run_id"
 
 
 class _Taking:
@@ -86,14 +103,32 @@ class _Taking:
     async def read(self, table: str) -> list[dict[str, Any]]:
         if table not in self._cursors:
             self._cursors[table] = await self._connection.cursor(self._selection(table), timeout=self._patience)
-        return [dict(row) for row in await self._cursors[table].fetch(CHUNK, timeout=self._patience)]
+        try:
+            return [dict(row) for row in await self._cursors[table].fetch(CHUNK, timeout=self._patience)]
+        except (OverflowError, ValueError):
+            await self._name_moment(table)
+            raise
+
+    async def _name_moment(self, table: str) -> None:
+        """The driver's error doesn't say which time it is that Python knows no date for."""
+        key, kinds = _key(table), self._found[table]
+        for column in [name for name, kind in kinds.items() if kind.startswith(("timestamp", "date"))]:
+            row = await self._connection.fetchrow(
+                f"SELECT {key}::text, {column}::text FROM {self._aside}.{table} WHERE isfinite({column}) "
+                f"AND ({column} < '0001-01-02' OR {column} >= '9999-12-31') ORDER BY 1 LIMIT 1",
+                timeout=self._patience,
+            )
+            if row is not None:
+                what = "key" if key == "key" else "run"
+                raise MigrationError(
+                    f"{table}, {what} {row[0]!r:.120}: {column} is {row[1]}, outside 0001-01-02 to 9999-12-30 UTC"
+                ) from None
 
     def _selection(self, table: str) -> str:
         kinds = self._found[table]
         columns = selection(table, kinds)
         shown = [f"{column}{_AS_DOUBLE.get(kinds[column], '')} AS {column}" for column in columns]
-        key = "key" if table == "system_state" else "run_id"
-        order = [f'{key}::text COLLATE "C"', *(["id"] if "id" in columns else [])]
+        order = [f'{_key(table)}::text COLLATE "C"', *(["id"] if "id" in columns else [])]
         return f"SELECT {', '.join(shown)} FROM {self._aside}.{table} ORDER BY {', '.join(order)}"
 
     async def apart(self, work: Callable[[], Result]) -> Result:

@@ -228,6 +228,7 @@ RECORD_VERSION: Final = (
 
 # --- a migration outside of any transaction: who runs it, and until when, by the server's clock --------------------
 
+LEASES_TABLE: Final = "flujo_migration_leases"
 CREATE_LEASES: Final = """
 CREATE TABLE IF NOT EXISTS {s}.flujo_migration_leases (
     series TEXT NOT NULL,
@@ -238,6 +239,7 @@ CREATE TABLE IF NOT EXISTS {s}.flujo_migration_leases (
 )
 """
 _EXPIRY: Final = "clock_timestamp() + {seconds} * interval '1 second'"
+IS_LEASED: Final = "SELECT 1 FROM {s}.flujo_migration_leases WHERE series = $1 AND version = $2"
 TAKE_LEASE: Final = (
     "INSERT INTO {s}.flujo_migration_leases AS old (series, version, holder, expires_at) "
     f"VALUES ($1, $2, $3, {_EXPIRY.format(seconds='$4::double precision')}) "
@@ -251,12 +253,30 @@ RENEW_LEASE: Final = (
 END_LEASE: Final = (
     "DELETE FROM {s}.flujo_migration_leases WHERE series = $1 AND version = $2 AND holder = $3 RETURNING 1"
 )
+EXPIRE_LEASE: Final = (
+    "UPDATE {s}.flujo_migration_leases SET expires_at = '-infinity' WHERE series = $1 AND version = $2 AND holder = $3"
+)
 INDEX_STATE: Final = (
     "SELECT i.indisvalid AND i.indisready, "
-    "EXISTS (SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid) "
+    "EXISTS (SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid), n.nspname::text "
     "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace "
-    "WHERE n.nspname = $1 AND c.relname = $2"
+    "WHERE i.indrelid = to_regclass($1) AND c.relname = $2"
 )
+
+# --- what refers to tables of the original system, other than they themselves --------------------------------------
+
+REFERRERS: Final = """
+SELECT CASE WHEN r.oid IS NULL THEN pg_describe_object(d.classid, d.objid, 0)
+    ELSE pg_describe_object('pg_class'::regclass, r.ev_class, 0) END
+FROM pg_depend d
+LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+LEFT JOIN pg_constraint k ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid
+LEFT JOIN pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid
+WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY($1::oid[]) AND d.deptype = 'n'
+    AND (d.classid = 'pg_proc'::regclass OR coalesce(r.ev_class, k.conrelid, p.polrelid) <> ALL($1::oid[]))
+ORDER BY 1 LIMIT 1
+"""
+"""Views, foreign keys, policies and functions; a function whose body is a text says nothing of what it uses."""
 
 
 def quoted(identifier: str) -> str:

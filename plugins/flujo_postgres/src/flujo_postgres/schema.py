@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -22,6 +22,7 @@ from flujo_core.original import COLUMNS, recognised
 from flujo_core.store import CommitUnknown, Interrupted, Migrated
 
 from . import queries as sql
+from . import refused
 from .connection import CANCEL_TIMEOUT
 from .errors import NOT_YET, ROLLED_BACK, is_lost, translated
 
@@ -30,6 +31,11 @@ LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('flujo migrate 
 """One migration at a time for each schema; released with the transaction, also through a pooler."""
 _PATIENCE: Final = 2.0
 """Seconds that a statement waits for the lock of a table: readers and writers of it wait behind the one who waits."""
+_AS_BEFORE: Final = (
+    "SELECT set_config('search_path', $1, true), set_config('session_authorization', $2, false), "
+    "set_config('role', $3, false)"
+)
+"""Who the session is, also after the transaction: a pooler hands it to others."""
 _AGAIN: Final = "run `flujo migrate` again, which drops an index that was left invalid"
 
 
@@ -104,31 +110,73 @@ async def migrate(connection: Any, place: Place, step: Migration, expected: Sequ
         if await applied(connection, place) != list(expected):
             return "changed"
         await run(connection, place, step)
+        await _check_records(connection, place, step, expected)
         return "applied"
 
+    refused.check(step.statements, f"{place.shown}: migration {step}")
     return await in_transaction(connection, place, step, work)
 
 
 async def run(connection: Any, place: Place, step: Migration) -> None:
     """One step and its record, in a transaction of the caller's."""
-    await make_tables(connection, place, step.series)
+    await make_tables(connection, place, step)
     # The files name no schema; pg_catalog comes first by itself.
-    await connection.execute("SELECT set_config('search_path', $1, true)", sql.quoted(place.schema))
+    before = await connection.fetchrow(
+        "SELECT set_config('search_path', $1, true), session_user::text, current_setting('role')",
+        sql.quoted(place.schema),
+    )
     started = perf_counter()
     for statement in step.statements:
         # Prepared, so the server takes one statement only.
         await connection.fetch(statement, timeout=place.limit + CANCEL_TIMEOUT)
+    # Whoever the file became, and wherever it looked: the record is written as the file's first statement was.
+    await connection.execute(_AS_BEFORE, *before)
     await record(connection, place, step, started)
 
 
-async def make_tables(connection: Any, place: Place, series: Series) -> None:
+async def _check_records(connection: Any, place: Place, step: Migration, expected: Sequence[AppliedMigration]) -> None:
+    """A file that changes what the records say would make everything after it go wrong."""
+
+    def is_step(row: AppliedMigration) -> bool:
+        return (row.series, row.version) == (step.series, step.version)
+
+    try:
+        found = await applied(connection, place)
+    except FlujoStateError:  # its tables are no longer ours
+        found = []
+    ours = [row.checksum for row in found if is_step(row)]
+    if ours != [step.checksum] or [row for row in found if not is_step(row)] != [
+        row for row in expected if not is_step(row)
+    ]:
+        raise MigrationError(
+            f"{place.shown}: migration {step} changed what records the migrations; it was undone; remove from the file "
+            f"what touches {' and '.join(TABLE_OF.values())}"
+        )
+
+
+async def make_tables(connection: Any, place: Place, step: Migration, leases: bool = False) -> None:
+    """Where the step is recorded, and, if asked for, where it is leased."""
     if not await connection.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = $1", place.schema):
-        await connection.execute(f"CREATE SCHEMA {sql.quoted(place.schema)}")
-    table = TABLE_OF[series]
-    if not await connection.fetchval(
-        "SELECT 1 FROM pg_tables WHERE schemaname = $1 AND tablename = $2", place.schema, table
-    ):
-        await connection.execute(place.sql(sql.CREATE_VERSIONS, series))
+        with needing("CREATE on the database", place, step):
+            await connection.execute(f"CREATE SCHEMA {sql.quoted(place.schema)}")
+    wanted = {TABLE_OF[step.series]: sql.CREATE_VERSIONS, **({sql.LEASES_TABLE: sql.CREATE_LEASES} if leases else {})}
+    for table, statement in wanted.items():
+        # Looked for first: IF NOT EXISTS asks for the right to create all the same.
+        if not await connection.fetchval(
+            "SELECT 1 FROM pg_tables WHERE schemaname = $1 AND tablename = $2", place.schema, table
+        ):
+            with needing(f"CREATE on the schema {place.schema}", place, step):
+                await connection.execute(place.sql(statement, step.series))
+
+
+@contextlib.contextmanager
+def needing(right: str, place: Place, step: Migration) -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise MigrationError(
+            f"{place.shown}: migration {step} failed and was undone: {_first_line(error)}; the role needs {right}"
+        ) from None
 
 
 async def record(connection: Any, place: Place, step: Migration, started: float) -> None:
@@ -170,13 +218,14 @@ async def in_transaction(
 @contextlib.contextmanager
 def meaning(place: Place, step: Migration) -> Iterator[None]:
     """Errors of the driver become errors of ours."""
+    began = monotonic()
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever the driver raises
-        raise _of_step(error, place, step) from None
+        raise _of_step(error, place, step, monotonic() - began) from None
 
 
-def _of_step(error: Exception, place: Place, step: Migration) -> Exception:
+def _of_step(error: Exception, place: Place, step: Migration, elapsed: float) -> Exception:
     """What an error in the middle of a step means; its transaction is undone."""
     if isinstance(error, (FlujoStateError, Interrupted, CommitUnknown)):
         return error
@@ -185,23 +234,25 @@ def _of_step(error: Exception, place: Place, step: Migration) -> Exception:
     if is_lost(error) or isinstance(error, (*ROLLED_BACK, *NOT_YET)):
         return Interrupted(translated(error, place.shown))
     if isinstance(error, (asyncpg.QueryCanceledError, TimeoutError)):
-        # No setting of ours can stand before a statement that runs by itself, so the role's own limit holds for it.
-        others, then = (
-            ("an administrator", "it was undone")
-            if step.transaction
-            else ("the role's statement_timeout, or an administrator,", _AGAIN)
-        )
-        return MigrationError(
-            f"{place.shown}: migration {step} did not end within {place.limit:g} s (migration_timeout), or {others} "
-            f"stopped it; {then}"
-        )
+        then = "it was undone" if step.transaction else _AGAIN
+        if elapsed >= place.limit:
+            why = f"did not end within {place.limit:g} s (migration_timeout)"
+        elif isinstance(error, asyncpg.QueryCanceledError):
+            why = f"was stopped: {_first_line(error)}"  # the file's or the role's own limit, or an administrator
+        else:
+            why = "was stopped: the server did not answer in time (command_timeout)"
+        return MigrationError(f"{place.shown}: migration {step} {why}; {then}")
     if isinstance(error, asyncpg.PostgresError):
-        # The first line only: the others may quote what is stored.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
         if step.transaction:
             return MigrationError(f"{place.shown}: migration {step} failed and was undone: {reason}; mend what it says")
         return MigrationError(f"{place.shown}: migration {step} failed: {reason}; mend what it says, and {_AGAIN}")
     return error
+
+
+def _first_line(error: Exception) -> str:
+    """The other lines may quote what is stored."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 async def _roll_back(connection: Any, transaction: Any) -> None:
@@ -218,6 +269,7 @@ def _milliseconds(place: Place) -> int:
 
 
 def script(place: Place, step: Migration) -> list[str]:
+    refused.check(step.statements, f"{place.shown}: migration {step}")
     schema = sql.quoted(place.schema)
     # As the runner does: a row that was written by hand is replaced.
     recorded = (
@@ -237,9 +289,12 @@ def script(place: Place, step: Migration) -> list[str]:
 def in_place(step: Migration, place: Place) -> str:
     """The statement of a step without a transaction: the search path can't be set for it alone, so it says where."""
     (statement,) = step.statements
+    where = f"{place.shown}: migration {step}"
     if "{schema}" not in statement and place.schema != "public":
         raise MigrationError(
-            f"{place.shown}: migration {step} runs outside of a transaction, so it has to name the schema: write "
-            "{schema}.some_table in it"
+            f"{where} runs outside of a transaction, so it has to name the schema: write {{schema}}.some_table in it"
         )
-    return statement.replace("{schema}", sql.quoted(place.schema))
+    filled = statement.replace("{schema}", sql.quoted(place.schema))
+    refused.check((filled,), where)
+    refused.check_repeatable(filled, where)
+    return filled

@@ -129,13 +129,27 @@ class PostgresStore(Store):
                 connection, self._place, step, expected, connect=self._connections.connect, holder=self._holder
             )
 
-        return await self._writing(work)
+        return await self._migrating(work)
 
     async def is_original(self) -> bool:
         return await self._read(lambda connection: schema.read_is_original(connection, self._place))
 
     async def take_over(self, steps: Sequence[Migration]) -> Migrated:
-        return await self._writing(lambda connection: original.take_over(connection, self._place, steps, self._changes))
+        return await self._migrating(
+            lambda connection: original.take_over(connection, self._place, steps, self._changes)
+        )
+
+    async def _migrating(self, work: Callable[[Any], Awaitable[Migrated]]) -> Migrated:
+        """Nobody uses the connection afterwards: what a file did to the session, nobody can tell."""
+
+        async def alone(connection: Any) -> Migrated:
+            try:
+                return await work(connection)
+            finally:
+                with contextlib.suppress(asyncpg.InterfaceError):
+                    connection.terminate()
+
+        return await self._writing(alone)
 
     def migration_script(self, step: Migration) -> list[str]:
         return schema.script(self._place, step)
