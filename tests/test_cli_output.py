@@ -48,7 +48,7 @@ def test_a_database_is_migrated_in_the_open(uri: str, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert re.match(
         r"(.+): schema version 0 → 2 \(dry run: nothing was written\)\n"
-        r"  pending  001_init\n  pending  002_metadata_index\n\n(?:PRAGMA .*\n)?BEGIN",
+        r"  pending  001_init\n  pending  002_metadata_index\n\n-- Stop at the first error.*\n(?:PRAGMA .*\n)?BEGIN",
         out,
     )
     database = out.partition(": schema")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from postgres_migrations import (
@@ -24,7 +25,8 @@ from postgres_migrations import (
 from postgres_support import Place, in_loop
 
 from flujo_core.errors import MigrationError
-from flujo_postgres import concurrently
+from flujo_core.migrations import Migration, record_statement
+from flujo_postgres import concurrently, schema
 from flujo_postgres.concurrently import index_of
 
 pytest_plugins = ["postgres_support", "postgres_migrations"]
@@ -58,6 +60,28 @@ async def test_of_many_one_builds_the_index_however_long_it_takes(
     assert sorted(len(report.steps) for report in reports) == [0, 0, 1]
     assert await index_states(place) == [True]
     assert await versions(place, "deployment") == [1]
+    assert await leases(place) == 0
+
+
+@in_loop
+async def test_a_step_that_is_recorded_just_before_its_lease_is_taken_is_not_run_again(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has the lease finishes without the lock, so it may do that after another process has looked."""
+    folder = write(tmp_path / "mine", _001_index=INDEX)
+    await with_files(place, folder).migrate()
+    folder = write(folder, _002_other=INDEX.replace("idx_task", "idx_other"))
+    make_tables = schema.make_tables
+
+    async def late(connection: Any, at: Any, step: Migration, leases: bool) -> None:
+        await make_tables(connection, at, step, leases)
+        if not await place.fetch("SELECT 1 FROM pg_indexes WHERE indexname = 'idx_other'"):
+            await place.fetch("CREATE INDEX idx_other ON workflow_state (task_id, run_id)")
+            await place.fetch(record_statement(step, "flujo_deployment_versions"))
+
+    monkeypatch.setattr(concurrently, "make_tables", late)
+    assert (await with_files(place, folder).migrate()).steps == ()
+    assert await versions(place, "deployment") == [1, 2]
     assert await leases(place) == 0
 
 
