@@ -43,6 +43,10 @@ VERSIONS_TABLE: Final = "flujo_schema_versions"
 DEPLOYMENT_TABLE: Final = "flujo_deployment_versions"
 Series = Literal["flujo", "deployment"]
 TABLE_OF: Final[dict[Series, str]] = {"flujo": VERSIONS_TABLE, "deployment": DEPLOYMENT_TABLE}
+VERSION_COLUMNS: Final = frozenset(
+    ("version", "name", "checksum", "applied_at", "duration_ms", "code_version", "min_code")
+)
+"""Of each of these tables; one of their name that lacks any is somebody else's."""
 
 _FILE: Final = re.compile(r"([0-9]{3,9})_([a-z0-9_]+)\.sql")
 _DIRECTIVES: Final = re.compile(r"--\s*(\w+=\S+(?:\s+\w+=\S+)*)\s*")

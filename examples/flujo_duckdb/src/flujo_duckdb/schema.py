@@ -9,7 +9,14 @@ from time import perf_counter
 import duckdb
 
 from flujo_core.errors import MigrationError, UnsupportedStorageError
-from flujo_core.migrations import TABLE_OF, VERSIONS_TABLE, AppliedMigration, Migration, record_statement
+from flujo_core.migrations import (
+    TABLE_OF,
+    VERSION_COLUMNS,
+    VERSIONS_TABLE,
+    AppliedMigration,
+    Migration,
+    record_statement,
+)
 from flujo_core.store import Migrated
 
 from . import queries as sql
@@ -29,7 +36,7 @@ def refuse_foreign(raw: duckdb.DuckDBPyConnection, path: Path) -> None:
 def _is_ours(raw: duckdb.DuckDBPyConnection, table: str) -> bool:
     """Of a table that records a series; where it lacks, it has no columns."""
     columns = {name for (name,) in raw.execute(sql.COLUMNS, (table,)).fetchall()} if table in _tables(raw) else set()
-    return columns >= {"version", "name", "checksum", "applied_at", "duration_ms", "code_version", "min_code"}
+    return columns >= VERSION_COLUMNS
 
 
 def _tables(raw: duckdb.DuckDBPyConnection) -> set[str]:

@@ -300,3 +300,12 @@ def _cut_off(transport: Any) -> None:
 
 async def _keep(connection: Any) -> None:
     pass
+
+
+async def roll_back(connection: Any, transaction: Any) -> None:
+    try:
+        if connection.is_in_transaction():
+            await transaction.rollback()
+    except Exception:  # noqa: BLE001 - the connection is useless then; the server undoes the transaction when it goes
+        with contextlib.suppress(asyncpg.InterfaceError):
+            connection.terminate()

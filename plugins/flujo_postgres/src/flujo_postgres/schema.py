@@ -12,6 +12,7 @@ import asyncpg
 from flujo_core.errors import FlujoStateError, MigrationError, StorageTimeoutError, UnsupportedStorageError
 from flujo_core.migrations import (
     TABLE_OF,
+    VERSION_COLUMNS,
     VERSIONS_TABLE,
     AppliedMigration,
     Migration,
@@ -23,7 +24,8 @@ from flujo_core.store import CommitUnknown, Interrupted, Migrated
 
 from . import queries as sql
 from . import refused
-from .connection import CANCEL_TIMEOUT
+from .changes import milliseconds
+from .connection import CANCEL_TIMEOUT, roll_back
 from .errors import NOT_YET, ROLLED_BACK, is_lost, translated
 
 Result = TypeVar("Result")
@@ -90,7 +92,7 @@ def is_original(tables: Layout, place: Place) -> bool:
 
 
 def _is_ours(columns: Collection[str]) -> bool:
-    return {"version", "name", "checksum", "applied_at", "duration_ms", "code_version", "min_code"} <= set(columns)
+    return set(columns) >= VERSION_COLUMNS
 
 
 async def read_is_original(connection: Any, place: Place) -> bool:
@@ -197,12 +199,12 @@ async def in_transaction(
             await transaction.start()
             await connection.execute(
                 f"SET LOCAL lock_timeout = {int(_PATIENCE * 1000)}; "
-                f"SET LOCAL statement_timeout = {_milliseconds(place)}; "
+                f"SET LOCAL statement_timeout = {milliseconds(place.limit)}; "
                 "SET LOCAL idle_in_transaction_session_timeout = 0"
             )
             result = await work()
         except BaseException:
-            await _roll_back(connection, transaction)
+            await roll_back(connection, transaction)
             raise
         try:
             await transaction.commit()
@@ -253,19 +255,6 @@ def _of_step(error: Exception, place: Place, step: Migration, elapsed: float) ->
 def _first_line(error: Exception) -> str:
     """The other lines may quote what is stored."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-async def _roll_back(connection: Any, transaction: Any) -> None:
-    try:
-        if connection.is_in_transaction():
-            await transaction.rollback()
-    except Exception:  # noqa: BLE001 - the connection is useless then; the server undoes the transaction when it goes
-        with contextlib.suppress(asyncpg.InterfaceError):
-            connection.terminate()
-
-
-def _milliseconds(place: Place) -> int:
-    return min(int(place.limit * 1000) or 1, 2**31 - 1)
 
 
 def script(place: Place, step: Migration) -> list[str]:

@@ -35,7 +35,7 @@ from flujo_core.store import (
 from . import concurrently, original, schema
 from . import queries as sql
 from .changes import Changes, given, milliseconds
-from .connection import CANCEL_TIMEOUT, Connections, Target
+from .connection import CANCEL_TIMEOUT, Connections, Target, roll_back
 from .errors import NOT_YET, ROLLED_BACK, NoAnswer, is_lost, translated
 from .settings import PostgresSettings
 
@@ -211,7 +211,7 @@ class PostgresStore(Store):
                 await transaction.start()
                 outcomes = await self._changes.apply(connection, changes, wait)
             except BaseException:
-                await _roll_back(connection, transaction)
+                await roll_back(connection, transaction)
                 raise
             applied = [change for change, outcome in zip(changes, outcomes, strict=True) if outcome == APPLIED]
             await self._last(
@@ -417,12 +417,3 @@ def _is_row_only(change: Change) -> bool:
         or change.details
         or change.evaluations
     )
-
-
-async def _roll_back(connection: Any, transaction: Any) -> None:
-    try:
-        if connection.is_in_transaction():
-            await transaction.rollback()
-    except Exception:  # noqa: BLE001 - the connection is useless then; the server undoes the transaction when it goes
-        with contextlib.suppress(asyncpg.InterfaceError):
-            connection.terminate()

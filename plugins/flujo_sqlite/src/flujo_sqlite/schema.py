@@ -11,7 +11,15 @@ from time import perf_counter
 from typing import Final
 
 from flujo_core.errors import MigrationError, UnsupportedStorageError
-from flujo_core.migrations import TABLE_OF, VERSIONS_TABLE, AppliedMigration, Migration, Series, record_statement
+from flujo_core.migrations import (
+    TABLE_OF,
+    VERSION_COLUMNS,
+    VERSIONS_TABLE,
+    AppliedMigration,
+    Migration,
+    Series,
+    record_statement,
+)
 from flujo_core.original import COLUMNS, recognised
 from flujo_core.scripts import keywords
 from flujo_core.store import Migrated
@@ -62,8 +70,7 @@ def columns(raw: sqlite3.Connection, table: str) -> set[str]:
 
 
 def _is_ours(raw: sqlite3.Connection, table: str) -> bool:
-    ours = {"version", "name", "checksum", "applied_at", "duration_ms", "code_version", "min_code"}
-    return columns(raw, table) >= ours
+    return columns(raw, table) >= VERSION_COLUMNS
 
 
 def _tables(raw: sqlite3.Connection) -> set[str]:
