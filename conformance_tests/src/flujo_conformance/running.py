@@ -1,6 +1,6 @@
 """How is the suite run on a harness without a test file? In this process, by pytest, on nothing but the suite.
 
-`supervision` runs it in a process of its own, or a share of it in each of several.
+`supervision` runs it in a process of its own, or in several at once.
 """
 
 from __future__ import annotations
@@ -78,14 +78,15 @@ def _deadline(seconds: float) -> Iterator[None]:
 class Collector:
     """A plugin of pytest: tells of each test when it begins, and what came of it.
 
-    ``wanted`` says by its name whether to run a test; ``share`` which of those are run here, the others being another
-    process's. ``tell`` hears ("names", all, those left out), ("began", name) and ("outcome", `TestOutcome`).
+    ``wanted`` says by its name whether to run a test; ``dealt``, asked again and again, which of those to run next, by
+    its place among them, or a place past the last one: others run the rest. ``tell`` hears ("names", all, those left
+    out), ("began", name) and ("outcome", `TestOutcome`).
     """
 
-    def __init__(self, wanted: Callable[[str], bool], tell: Callable[..., None], share: slice) -> None:
+    def __init__(self, wanted: Callable[[str], bool], tell: Callable[..., None], dealt: Callable[[], int]) -> None:
         self._wanted = wanted
         self._tell = tell
-        self._share = share
+        self._dealt = dealt
         self._blameless: set[str] = set()
         """Tests that failed because the database, or the harness, did."""
         self._found: dict[str, TestOutcome] = {}
@@ -97,8 +98,14 @@ class Collector:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         names = [item.name for item in items]
-        items[:] = [item for item in items if self._wanted(item.name)][self._share]
+        items[:] = [item for item in items if self._wanted(item.name)]
         self._tell("names", names, [name for name in names if not self._wanted(name)])
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Instead of one after the other. No test has the next one's fixtures to keep: the suite's are a test's own."""
+        while not self.errors and (number := self._dealt()) < len(session.items):
+            session.config.hook.pytest_runtest_protocol(item=session.items[number], nextitem=None)
+        return True
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._tell("began", nodeid.rpartition("::")[2])

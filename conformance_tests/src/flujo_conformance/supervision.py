@@ -1,7 +1,7 @@
 """What if the backend under test ends the process, or never comes back? The suite runs in a process of its own.
 
-Or in several at once, each with a share of the tests. This one hears of each test as it begins and ends, keeps the
-time, and makes the report.
+Or in several at once, each of which is dealt the next test whenever it is through with one. This one deals, hears of
+each test as it begins and ends, keeps the time, and makes the report.
 """
 
 from __future__ import annotations
@@ -59,20 +59,16 @@ class Request:
         rules = set(rules_of(test))
         return not (self.rules and rules) or bool(self.rules & rules)
 
-    def share(self, number: int) -> slice:
-        """Which of the wanted tests process ``number`` runs: in turn, as those that take long are neighbours."""
-        return slice(number, None, self.jobs)
-
 
 class _Child:
-    """A process that runs a share of the tests."""
+    """A process that runs the tests it is dealt."""
 
     def __init__(self, request: Request, number: int) -> None:
         # Made anew, not forked: nothing of this process, threads above all, is the suite's.
         context = multiprocessing.get_context("spawn")
-        self.connection, there = context.Pipe(duplex=False)
+        self.connection, there = context.Pipe()
         name = f"flujo conformance {number}"
-        self._process = context.Process(target=_in_its_process, args=(there, request, number), name=name)
+        self._process = context.Process(target=_in_its_process, args=(there, request), name=name)
         self._process.start()
         there.close()
         self.running = ""
@@ -87,6 +83,10 @@ class _Child:
         except (EOFError, OSError):  # between two messages, or within one
             return None
         return message
+
+    def deal(self, number: int) -> None:
+        with suppress(OSError):  # it has ended
+            self.connection.send(number)
 
     def interrupt(self) -> None:
         if self._process.pid is not None:
@@ -109,6 +109,8 @@ class _Heard:
     subject: Subject
     names: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    dealt: int = 0
+    """So many tests of those that are wanted, in their order."""
     outcomes: dict[str, TestOutcome] = field(default_factory=dict)
     interrupted: bool = False
     error: str = ""
@@ -120,6 +122,9 @@ class _Heard:
                 (self.subject,) = what
         elif kind == "names":
             self.names, self.left_out = what
+        elif kind == "next":
+            child.deal(self.dealt)
+            self.dealt += 1
         elif kind == "began":
             (child.running,) = what
         elif kind == "outcome":
@@ -224,26 +229,31 @@ def _masked(uri: str) -> str:
 # --- in another process -----------------------------------------------------------------------------------------------
 
 
-def _in_its_process(there: Connection, request: Request, number: int) -> None:
+def _in_its_process(there: Connection, request: Request) -> None:
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C reaches the parent only, which passes it on once
 
     def tell(*message: Any) -> None:
         there.send(message)
 
+    def dealt() -> int:
+        tell("next")
+        number: int = there.recv()
+        return number
+
     try:
-        tell("ended", _run(request, number, tell))
+        tell("ended", _run(request, tell, dealt))
     except (ConfigurationError, PluginError) as error:
         tell("refused", str(error))
     except KeyboardInterrupt:
         tell("ended", "")
-    except BrokenPipeError:
+    except (BrokenPipeError, EOFError):
         pass  # nobody listens any more
     except BaseException as error:  # noqa: BLE001 - whatever a harness raises, SystemExit too, is told
         tell("ended", f"{type(error).__name__}: {error}")
 
 
-def _run(request: Request, number: int, tell: Callable[..., None]) -> str:
+def _run(request: Request, tell: Callable[..., None], dealt: Callable[[], int]) -> str:
     """Why no test could be run; empty if some were."""
     uri = request.uri
     harness = GuardedHarness(harness_named(request.harness, uri) if request.harness else harness_for(uri))
@@ -254,7 +264,7 @@ def _run(request: Request, number: int, tell: Callable[..., None]) -> str:
     except (FlujoStateError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     tell("subject", subject.model_copy(update={"database": database}))
-    collector = Collector(request.wants, tell, request.share(number))
+    collector = Collector(request.wants, tell, dealt)
     code = run_pytest(harness, collector, seconds=TEST_SECONDS[chosen_profile()])
     if collector.errors:
         return collector.errors[0]

@@ -112,8 +112,7 @@ RUN_STATISTICS: Final = (
     "coalesce(sum(execution_time_ms), 0) FROM workflow_state WHERE listed GROUP BY status, is_background_task"
 )
 # Not from the information_schema: a view of all columns of all tables takes DuckDB 30 ms.
-TABLES: Final = "SELECT tablename FROM pg_tables WHERE schemaname = 'main'"
-COLUMNS: Final = "SELECT name FROM pragma_table_info(?)"
+COLUMNS: Final = "SELECT table_name, column_name FROM duckdb_columns() WHERE schema_name = 'main'"
 CREATE_VERSIONS: Final = """
 CREATE TABLE IF NOT EXISTS {table} (
     version INTEGER NOT NULL,
