@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Context, Decimal, localcontext
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any, Final
 
 from .codec import decode_document, encode, encode_plain, seal
@@ -137,14 +138,13 @@ class Run:
 
     def store_row(self) -> RunRow:
         """The columns and the document of the run's row."""
-        row: Any = self.row()
-        columns = {name: row[name] for name in RunRow._fields if name in row}
-        return RunRow(operation_id=self.operation_id, listed=self.listed, run=seal(encode(self._plain())), **columns)
+        columns: dict[str, Any] = {**self.row()}
+        columns |= {"operation_id": self.operation_id, "listed": self.listed, "run": seal(encode(self._plain()))}
+        return RunRow._make(map(columns.__getitem__, RunRow._fields))
 
     def _plain(self) -> dict[str, Any]:
         plain: dict[str, Any] = {"run_id": self.run_id, "created_at": text_of(self.created_at)}
-        for name in _PLAIN:
-            value = getattr(self, name)
+        for name, value in zip(_PLAIN, _PLAIN_OF(self), strict=True):
             if value:
                 plain[name] = text_of(value) if isinstance(value, datetime) else value
         return plain
@@ -162,6 +162,7 @@ class Run:
 
 _MOMENTS: Final = ("created_at", "saved_at", "recorded_at", "end_time")
 _PLAIN: Final = tuple(name for name in Run.__slots__ if name not in ("run_id", "created_at", "operation_id"))
+_PLAIN_OF: Final = attrgetter(*_PLAIN)
 
 
 def _shown(text: str | None) -> str | None:
@@ -185,20 +186,24 @@ class Base:
 
     run: Run
     digests: bytes
+    metadata: str
+    """The run's, as JSON text."""
 
     @classmethod
     def of(cls, stored: StoredRun) -> Base:
-        return cls(Run.from_document(stored.run, stored.operation_id), stored.history_digests)
+        run = Run.from_document(stored.run, stored.operation_id)
+        return cls(run, stored.history_digests, encode_plain(run.metadata))
 
 
 class Draft:
     """One run while operations change it. Each operation checks first and changes then, so that one that fails has
     changed nothing."""
 
-    __slots__ = ("_base", "change", "entries", "known_costs", "run", "touched")
+    __slots__ = ("_base", "_metadata", "change", "entries", "known_costs", "run", "touched")
 
     def __init__(self, run_id: str, base: Base | None, known_costs: Mapping[str, float | None] | None = None) -> None:
         self._base = base
+        self._metadata = base.metadata if base else ""
         self.run: Run | None = _copy(base.run) if base else None
         self.change = Change(run_id, base.run.operation_id if base else None)
         self.entries: list[Entry] | None = None
@@ -347,9 +352,9 @@ class Draft:
         run.operation_id = operation_id
         change.row = run.store_row()
         fresh = self._base is None or change.wipe
-        metadata = encode_plain(run.metadata)
-        if fresh or self._base is None or metadata != encode_plain(self._base.run.metadata):
-            change.metadata = metadata
+        self._metadata = encode_plain(run.metadata)
+        if fresh or self._base is None or self._metadata != self._base.metadata:
+            change.metadata = self._metadata
         if fresh and isinstance(change.snapshot, Keep):
             change.snapshot = None
         if self.entries is not None:
@@ -374,7 +379,7 @@ class Draft:
             digests = b"".join(entry.digest for entry in self.entries)
         else:
             digests = self._base.digests if self._base and not self.change.wipe else b""
-        return Base(self.run, digests)
+        return Base(self.run, digests, self._metadata)
 
 
 def _copy(run: Run) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
 from typing import Any, Final
 
 from .errors import InvalidStateError
@@ -59,6 +60,7 @@ def instant(value: Any, name: str) -> datetime:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1024)
 def text_of(moment: datetime) -> str:
     """Fixed width, so that text sorts as time: ``2024-05-01T12:00:00.000000+00:00``."""
     return moment.isoformat(timespec="microseconds")

@@ -11,7 +11,7 @@ from enum import Enum
 from math import isfinite
 from typing import Any, Final
 
-from .codec import MAX_DEPTH, fields_of, key_text, normalize
+from .codec import MAX_DEPTH, fields_of, is_strict, key_text, normalize
 from .errors import InvalidStateError
 from .model import RunStatus
 from .timestamps import instant
@@ -213,7 +213,8 @@ def row_fields(plain: Mapping[str, Any], given: Mapping[str, Any], checks: Mappi
             # As given: in the JSON form a Decimal or bytes would be text. None means the default.
             fields[name] = None if given[name] is None else check(given[name], name)
     if "metadata" in plain:
-        fields["metadata"] = metadata(given["metadata"])
+        value = plain["metadata"]
+        fields["metadata"] = value if type(value) is dict and is_strict(value) else metadata(given["metadata"])
     return fields
 
 

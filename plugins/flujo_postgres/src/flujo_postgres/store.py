@@ -257,7 +257,8 @@ class PostgresStore(Store):
             raise Interrupted(self._translated(TimeoutError())) from None
         finally:
             timer.cancel()
-            await asyncio.gather(*stopping, return_exceptions=True)
+            if stopping:
+                await asyncio.wait(stopping)
 
     async def _last(
         self, connection: Any, command: Awaitable[Result], is_applied: Callable[[], Awaitable[bool | None]]

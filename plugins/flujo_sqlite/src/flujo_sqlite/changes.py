@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +16,15 @@ from . import queries as sql
 Raw = sqlite3.Connection
 
 
+_MOMENTS = tuple(RunRow._fields.index(name) for name in ("created_at", "updated_at", "end_time"))
+
+
 def _values(row: RunRow) -> list[Any]:
-    return [text_of(value) if isinstance(value, datetime) else value for value in row]
+    values: list[Any] = [*row]
+    for place in _MOMENTS:
+        if values[place] is not None:
+            values[place] = text_of(values[place])
+    return values
 
 
 def apply(raw: Raw, change: Change) -> Outcome:
