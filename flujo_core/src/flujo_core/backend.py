@@ -18,7 +18,7 @@ from .model import RunInfo, Span, SpanStatistics, State, Step
 from .queries import Filters, run_query
 from .runs import Draft, Entry, Run
 from .store import SpanRecord, SpanStatistic, StepRecord
-from .timestamps import instant, text_of
+from .timestamps import from_text, instant, text_of
 from .traces import spans_of, tree_of
 from .validation import (
     STATE_DEFAULTS,
@@ -105,7 +105,7 @@ class StateBackend(Administration):
             if name not in state:
                 state[name] = default()
         state["run_id"], state["step_history"] = run_id, decode(f"[{found.history}]")
-        state["created_at"], state["updated_at"] = found.created_at, instant(state["updated_at"], "updated_at")
+        state["created_at"], state["updated_at"] = found.created_at, from_text(state["updated_at"])
         state["revision"] = found.revision
         return state
 

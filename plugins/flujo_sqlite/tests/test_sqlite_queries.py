@@ -325,7 +325,7 @@ def test_r7_pages_with_a_bound_of_time_leave_nothing_out(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("statement", "values"),
     [
-        (sql.LOAD, ("r", "r")),
+        (sql.LOAD, ("r",)),
         (sql.STORED_RUN, ("r",)),
         (sql.STORED_HISTORY, ("r",)),
         (sql.OLD_TERMS, ("r",)),

@@ -38,10 +38,11 @@ STORED_HISTORY: Final = "SELECT digest FROM workflow_history WHERE run_id = ? OR
 OPERATION_ID: Final = "SELECT operation_id FROM workflow_state WHERE run_id = ?"
 OLD_TERMS: Final = "SELECT metadata, created_at FROM workflow_state WHERE run_id = ?"
 LOAD: Final = (
-    "SELECT -1 AS position, revision, created_at, snapshot FROM workflow_state "
-    "WHERE run_id = ? AND snapshot IS NOT NULL "
-    "UNION ALL SELECT position, NULL, NULL, entry FROM workflow_history WHERE run_id = ? ORDER BY position"
+    "SELECT revision, created_at, snapshot, (SELECT group_concat(entry, ',') FROM "
+    "(SELECT entry FROM workflow_history WHERE run_id = ?1 ORDER BY position)) "
+    "FROM workflow_state WHERE run_id = ?1 AND snapshot IS NOT NULL"
 )
+"""SQLite leaves out the order of a subquery only for the aggregates count, min and max (optoverview.html)."""
 RUN_DETAILS: Final = "SELECT run FROM workflow_state WHERE run_id = ?"
 
 # --- what hangs on a run ----------------------------------------------------------------------------------------

@@ -296,11 +296,11 @@ class SQLiteStore(Store):
         return await self._read(partial(_in_one_view, read))
 
     async def load(self, run_id: str) -> Snapshot | None:
-        rows = await self._read(lambda raw: raw.execute(sql.LOAD, (run_id, run_id)).fetchall())
-        if not rows or rows[0][0] != -1:
+        rows = await self._read(lambda raw: raw.execute(sql.LOAD, (run_id,)).fetchall())
+        if not rows:
             return None
-        _, revision, created_at, snapshot = rows[0]
-        return Snapshot(revision, from_text(created_at), snapshot, ",".join(row[3] for row in rows[1:]))
+        revision, created_at, snapshot, history = rows[0]
+        return Snapshot(revision, from_text(created_at), snapshot, history or "")
 
     async def list_runs(self, query: RunQuery) -> list[str]:
         def read(raw: Raw) -> list[str]:

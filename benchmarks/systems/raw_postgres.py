@@ -1,0 +1,77 @@
+"""The driver alone: an asyncpg pool of 10, with the columns and indexes of Flujo's tables, and nothing of Flujo."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+
+from ..samples import STEPS, state, step_record
+from .raw_sqlite import COLUMNS
+from .raw_sqlite import columns as sqlite_columns
+
+UPSERT: Final = (
+    f"INSERT INTO workflow_state ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${n + 1}' for n in range(len(COLUMNS)))}) "
+    f"ON CONFLICT (run_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS[1:])}"
+)
+LOAD: Final = "SELECT revision, snapshot FROM workflow_state WHERE run_id = $1"
+PUT_STEP: Final = (
+    "INSERT INTO workflow_steps (run_id, sequence, record_id, step_index, step_name, status, cost_usd, created_at, "
+    "document) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+)
+MOMENT: Final = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def columns(run_id: str, given: dict[str, Any]) -> list[Any]:
+    values = sqlite_columns(run_id, given)
+    values[COLUMNS.index("created_at")], values[COLUMNS.index("updated_at")] = MOMENT, datetime.now(UTC)
+    values[COLUMNS.index("listed")], values[COLUMNS.index("is_background_task")] = True, False
+    return values
+
+
+class RawPostgres:
+    statements: Final = {"save": UPSERT, "load": LOAD}
+
+    async def open(self, place: str) -> None:
+        # asyncpg prepares a statement the first time and keeps it, for each connection.
+        self._pool = await asyncpg.create_pool(place, min_size=1, max_size=10)
+        folder = Path(str(files("flujo_postgres") / "migrations"))
+        for file in sorted(folder.glob("*.sql")):
+            await self._pool.execute(file.read_text(encoding="utf-8"))
+        self._one = await asyncpg.connect(place)
+        self._prepared = await self._one.prepare(UPSERT)
+
+    async def close(self) -> None:
+        await self._one.close()
+        await self._pool.close()
+
+    async def save_alone(self, run_id: str, given: dict[str, Any], *, fresh: bool = False) -> None:
+        """On a connection of one's own: what nobody else needs."""
+        await self._prepared.fetch(*columns(run_id, given))
+
+    async def save(self, run_id: str, given: dict[str, Any], *, fresh: bool = False) -> None:
+        await self._pool.execute(UPSERT, *columns(run_id, given))
+
+    async def load_alone(self, run_id: str) -> dict[str, Any] | None:
+        return _state(await self._one.fetchrow(LOAD, run_id))
+
+    async def load(self, run_id: str) -> dict[str, Any] | None:
+        return _state(await self._pool.fetchrow(LOAD, run_id))
+
+    async def lifecycle(self, run_id: str, number: int) -> None:
+        await self.save(run_id, state(number))
+        for step in range(STEPS):
+            record = step_record(run_id, step)
+            values = [run_id, step, record["record_id"], step, record["step_name"], "completed", 0.001, MOMENT]
+            await self._pool.execute(PUT_STEP, *values, json.dumps(record))
+            await self.save(run_id, state(number, step))
+        await self.save(run_id, {**state(number, STEPS), "status": "completed"})
+
+
+def _state(row: Any) -> dict[str, Any] | None:
+    return {**json.loads(row["snapshot"]), "revision": row["revision"]} if row else None
