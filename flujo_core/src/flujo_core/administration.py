@@ -28,8 +28,8 @@ from .validation import (
     run_statuses,
 )
 
-_BATCH: Final = 100
-"""Runs that a cleanup takes on at a time, so that other writers get their turn in between."""
+_BATCH: Final = 8
+"""Runs that a cleanup takes on at a time: a save that comes meanwhile waits for so many."""
 
 
 class Administration(Lifecycle):

@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, Unpack
 
 from .administration import Administration
-from .codec import byte_length, check_size, decode, decode_document, encode, normalize, seal
+from .codec import byte_length, check_size, decode, decode_document, encode, encode_each, normalize, seal
 from .errors import InvalidStateError
 from .model import RunInfo, Span, SpanStatistics, State, Step
 from .queries import Filters, run_query
-from .runs import Draft, Entry, Run
+from .runs import Draft, History, Run
 from .store import SpanRecord, SpanStatistic, StepRecord
 from .timestamps import from_text, instant, text_of
 from .traces import spans_of, tree_of
@@ -70,7 +70,7 @@ class StateBackend(Administration):
         data = StateData(run_id, state)
         now = self.clock()
         plain = data.plain
-        entries = [Entry(encode(entry)) for entry in plain.get("step_history", ())]
+        entries = encode_each(plain.get("step_history", []))
         updated_at = data.updated_at or now
         plain["updated_at"] = text_of(updated_at)
         # The entries have rows of their own (S8); a key keeps its place in the snapshot.
@@ -78,7 +78,7 @@ class StateBackend(Administration):
             if name in plain:
                 plain[name] = None
         text = encode(plain)
-        size = byte_length(text) + sum(byte_length(entry.text) + 1 for entry in entries)
+        size = byte_length(text) + sum(map(len, entries)) + len(entries)
         snapshot = seal(text)
         apply = partial(
             Draft.save,
@@ -86,7 +86,7 @@ class StateBackend(Administration):
             created_at=data.created_at or now,
             updated_at=updated_at,
             snapshot=snapshot,
-            entries=entries,
+            history=History(entries),
             expected_revision=expected,
         )
         return apply, size

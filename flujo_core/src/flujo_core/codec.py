@@ -21,6 +21,7 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from math import isfinite, isnan
 from typing import Any, Final
 from uuid import UUID
@@ -303,11 +304,29 @@ def encode(value: Any) -> str:
     return _encode_slowly(_wrap(value))
 
 
+def encode_each(values: list[Any]) -> list[bytes]:
+    """The strict JSON text of each of several normalized values, in UTF-8."""
+    try:
+        texts = [_to_json(value) for value in values]
+    except ValueError:
+        texts = []
+    # Looked through all at once, which is quicker than one by one.
+    whole = b",".join(texts)
+    if len(texts) == len(values) and not any(letter in whole and mark in whole for letter, mark in _SUSPICIOUS):
+        return texts
+    return [encode(value).encode() for value in values]
+
+
+# Several times as fast as the json module. It refuses surrogates, escapes NUL, and writes NaN.
+_to_json: Final = partial(to_json, inf_nan_mode="constants")
+_SUSPICIOUS: Final = ((b"\\", b"\\u0000"), (b"N", b"NaN"), (b"I", b"Infinity"), (b"$", b'"$flujo"'))
+"""What may need the wrapper, each with a rare letter of it: one letter is found, or missed, ten times as fast."""
+
+
 def _safe_text(value: Any) -> str | None:
     """The JSON text of a normalized value in which nothing needs the wrapper, as far as that is quickly told."""
     try:
-        # Several times as fast as the json module. It refuses surrogates, escapes NUL, and writes NaN.
-        text = to_json(value, inf_nan_mode="constants").decode()
+        text = _to_json(value).decode()
     except ValueError:
         # Or it was nested deeper than it goes, some 250 levels.
         try:

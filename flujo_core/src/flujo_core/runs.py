@@ -7,7 +7,7 @@ it becomes one `Change` for the store.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Context, Decimal, localcontext
 from hashlib import blake2b
@@ -170,14 +170,24 @@ def _shown(text: str | None) -> str | None:
     return text if text is None else text.translate(_UNPRINTABLE)
 
 
-class Entry:
-    """The JSON text of one entry of step_history and its digest."""
+class History:
+    """The entries of step_history, as JSON texts in UTF-8, and their digests, joined."""
 
-    __slots__ = ("digest", "text")
+    __slots__ = ("digests", "entries")
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.digest = blake2b(text.encode(), digest_size=DIGEST_SIZE).digest()
+    def __init__(self, entries: list[bytes]) -> None:
+        self.entries = entries
+        self.digests = b"".join([blake2b(entry, digest_size=DIGEST_SIZE).digest() for entry in entries])
+
+    def beside(self, stored: bytes) -> list[HistoryEntry]:
+        """Those that differ from what is stored, of which these are the digests (S8)."""
+        # Most histories only grow at their end.
+        same = len(stored) // DIGEST_SIZE if self.digests.startswith(stored) else 0
+        return [
+            HistoryEntry(position, self.digests[at : at + DIGEST_SIZE], self.entries[position].decode())
+            for position in range(same, len(self.entries))
+            if stored[(at := position * DIGEST_SIZE) : at + DIGEST_SIZE] != self.digests[at : at + DIGEST_SIZE]
+        ]
 
 
 @dataclass(slots=True)
@@ -199,14 +209,15 @@ class Draft:
     """One run while operations change it. Each operation checks first and changes then, so that one that fails has
     changed nothing."""
 
-    __slots__ = ("_base", "_metadata", "change", "entries", "known_costs", "run", "touched")
+    __slots__ = ("_base", "_metadata", "change", "history", "known_costs", "run", "touched")
 
     def __init__(self, run_id: str, base: Base | None, known_costs: Mapping[str, float | None] | None = None) -> None:
         self._base = base
         self._metadata = base.metadata if base else ""
         self.run: Run | None = _copy(base.run) if base else None
         self.change = Change(run_id, base.run.operation_id if base else None)
-        self.entries: list[Entry] | None = None
+        self.history: History | None = None
+        """From now on; None: as it was."""
         self.known_costs = dict(known_costs or {})
         """Costs of stored steps by record id."""
         self.touched = False
@@ -243,7 +254,7 @@ class Draft:
         created_at: datetime,
         updated_at: datetime,
         snapshot: str,
-        entries: list[Entry],
+        history: History,
         expected_revision: int | None,
     ) -> int:
         """S1, S6."""
@@ -253,7 +264,7 @@ class Draft:
         run.identify(data.identity)
         run.saved, run.saved_status, run.saved_at = dict(data.fields), data.status, updated_at
         run.revision += 1
-        self.change.snapshot, self.entries = snapshot, entries
+        self.change.snapshot, self.history = snapshot, history
         return run.revision
 
     def delete_snapshot(self, expected_revision: int | None) -> None:
@@ -268,14 +279,14 @@ class Draft:
             return
         self.touched = True
         run.revision = 0
-        self.change.snapshot, self.entries = None, []
+        self.change.snapshot, self.history = None, History([])
 
     def delete(self) -> bool:
         """Everything of the run goes; whether there was anything."""
         if self.run is None:
             return False
         self.touched = True
-        self.run, self.entries, self.known_costs = None, None, {}
+        self.run, self.history, self.known_costs = None, None, {}
         self.change = Change(self.change.run_id, self.change.expected, wipe=True)
         return True
 
@@ -357,30 +368,29 @@ class Draft:
             change.metadata = self._metadata
         if fresh and isinstance(change.snapshot, Keep):
             change.snapshot = None
-        if self.entries is not None:
-            self._compare_history(b"" if fresh or self._base is None else self._base.digests, self.entries)
+        if self.history is not None:
+            stored = b"" if fresh or self._base is None else self._base.digests
+            change.history = self.history.beside(stored)
+            if len(self.history.digests) < len(stored):
+                change.history_length = len(self.history.entries)
         return change
-
-    def _compare_history(self, stored: bytes, entries: list[Entry]) -> None:
-        """S8: only what differs from what is stored is written."""
-        self.change.history = [
-            HistoryEntry(position, entry.digest, entry.text)
-            for position, entry in enumerate(entries)
-            if stored[position * DIGEST_SIZE : (position + 1) * DIGEST_SIZE] != entry.digest
-        ]
-        if len(entries) * DIGEST_SIZE < len(stored):
-            self.change.history_length = len(entries)
 
     def result(self) -> Base | None:
         """What is stored once the change is applied."""
         if self.run is None:
             return None
-        if self.entries is not None:
-            digests = b"".join(entry.digest for entry in self.entries)
+        if self.history is not None:
+            digests = self.history.digests
         else:
             digests = self._base.digests if self._base and not self.change.wipe else b""
         return Base(self.run, digests, self._metadata)
 
 
+_FIELDS_OF: Final = attrgetter(*Run.__slots__)
+
+
 def _copy(run: Run) -> Run:
-    return replace(run, saved=dict(run.saved), recorded=dict(run.recorded))
+    """As `dataclasses.replace`, which looks at each field's definition."""
+    copy = Run(*_FIELDS_OF(run))
+    copy.saved, copy.recorded = dict(run.saved), dict(run.recorded)
+    return copy

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from postgres_support import Place, in_loop, state
+from postgres_support import VERSIONS, Place, in_loop, state
 
 pytest_plugins = ["postgres_support"]
 
@@ -83,9 +83,9 @@ async def test_many_migrate_and_save_through_the_pooler(place: Place, bouncer: s
         for _ in range(4)
     ]
     await asyncio.gather(*(backend.save_state(f"r{n}", state(n)) for n, backend in enumerate(backends)))
-    for table in ("flujo_schema_versions", "flujo_deployment_versions"):
+    for table, expected in (("flujo_schema_versions", VERSIONS), ("flujo_deployment_versions", [1, 2])):
         rows = await place.fetch(f"SELECT version FROM {table} ORDER BY version")
-        assert [row[0] for row in rows] == [1, 2]
+        assert [row[0] for row in rows] == expected
     assert await place.fetch("SELECT holder FROM flujo_migration_leases") == []
     assert (await place.fetch("SELECT indisvalid FROM pg_index WHERE indexrelid = 'idx_task'::regclass")) == [(True,)]
     for backend in backends:

@@ -15,9 +15,15 @@ import asyncpg
 import pytest
 
 from flujo_conformance.postgres_server import PostgresServer, Server, provided_server
+from flujo_core.migrations import read_migrations
 from flujo_postgres import PostgresBackend
 
 Parameters = ParamSpec("Parameters")
+
+OWN = read_migrations("flujo_postgres.migrations")
+LATEST = len(OWN)
+VERSIONS = [*range(1, LATEST + 1)]
+"""Those of Flujo's series, all of which a migrated database has."""
 
 
 class Place:

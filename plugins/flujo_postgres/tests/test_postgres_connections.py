@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from postgres_support import Place, in_loop, state
+from postgres_support import LATEST, VERSIONS, Place, in_loop, state
 
 from flujo_conformance.postgres_server import PostgresServer, Server
 from flujo_core import StateBackend, open_backend
@@ -349,11 +349,11 @@ async def test_d5_without_auto_migrate_nothing_is_created(place: Place) -> None:
     with pytest.raises(SchemaMissingError, match="flujo migrate"):
         await backend.list_runs()
     assert (await backend.schema_status()).state == "missing"
-    assert (await backend.migrate(dry_run=True)).to_version == 2
+    assert (await backend.migrate(dry_run=True)).to_version == LATEST
     assert await relations(place) == before
 
     await backend.migrate(target_version=1)
-    with pytest.raises(SchemaOutdatedError, match=r"version 1.*needs 2.*flujo migrate"):
+    with pytest.raises(SchemaOutdatedError, match=rf"version 1.*needs {LATEST}.*flujo migrate"):
         await backend.list_runs()
     await backend.migrate()
     async with role_with(
@@ -377,13 +377,14 @@ async def test_d5_without_auto_migrate_nothing_is_created(place: Place) -> None:
         with pytest.raises(FlujoStateError, match="grant"):
             await reading.save_state("run", state(1))
 
-    await place.fetch("INSERT INTO flujo_schema_versions (version, applied_at) VALUES (3, now())")
+    insert = "INSERT INTO flujo_schema_versions"
+    await place.fetch(f"{insert} (version, applied_at) VALUES ($1, now())", LATEST + 1)
     for choice in (True, False):
         async with place.backend(auto_migrate=choice) as ours:
             assert (await ours.schema_status()).state == "current"
-    await place.fetch("INSERT INTO flujo_schema_versions (version, checksum, min_code) VALUES (4, 'x', 4)")
+    await place.fetch(f"{insert} (version, checksum, min_code) VALUES ($1, 'x', $1)", LATEST + 2)
     for choice in (True, False):
-        with pytest.raises(SchemaTooNewError, match=r"version 4.*knows 2"):
+        with pytest.raises(SchemaTooNewError, match=rf"version {LATEST + 2}.*knows {LATEST}"):
             await place.backend(auto_migrate=choice).list_runs()
     with pytest.raises(SchemaTooNewError):
         await backend.migrate()
@@ -394,9 +395,9 @@ async def test_d5_migrations_may_be_previewed_repeated_and_stopped_half_way(plac
     backend = place.backend(auto_migrate=False)
     before = await relations(place)
     preview = await backend.migrate(dry_run=True)
-    assert [step.version for step in preview.steps] == [1, 2]
+    assert [step.version for step in preview.steps] == VERSIONS
     assert await relations(place) == before
-    for target in (0, 3, -1, True):
+    for target in (0, LATEST + 1, -1, True):
         with pytest.raises(MigrationError, match="target version"):
             await backend.migrate(target_version=target)
     assert await relations(place) == before
@@ -405,11 +406,12 @@ async def test_d5_migrations_may_be_previewed_repeated_and_stopped_half_way(plac
         place, f"USAGE ON SCHEMA {place.schema}", f"SELECT ON {place.schema}.flujo_schema_versions"
     ) as reader:
         report = await reader.backend().migrate(dry_run=True)
-        assert [step.version for step in report.steps] == [2]
+        assert [step.version for step in report.steps] == VERSIONS[1:]
         with pytest.raises(FlujoStateError):
             await reader.backend().migrate()
     report = await backend.migrate()
-    assert (report.from_version, report.to_version, [step.version for step in report.steps]) == (1, 2, [2])
+    assert (report.from_version, report.to_version) == (1, LATEST)
+    assert [step.version for step in report.steps] == VERSIONS[1:]
     after = await relations(place)
     assert (await backend.migrate()).steps == ()
     assert (await backend.migrate(dry_run=True)).steps == ()
@@ -477,7 +479,7 @@ async def test_d5_many_open_an_empty_schema_at_once(place: Place) -> None:
         assert process.returncode == 0
     assert len(await backends[0].list_runs()) == 9
     rows = await place.fetch("SELECT version FROM flujo_schema_versions ORDER BY 1")
-    assert [row[0] for row in rows] == [1, 2]
+    assert [row[0] for row in rows] == VERSIONS
     for backend in backends:
         await backend.shutdown()
 

@@ -28,6 +28,7 @@ from flujo_core.errors import (
 )
 from flujo_core.uri import parse_uri
 from flujo_postgres import PostgresBackend, PostgresSettings
+from flujo_postgres import connection as connection_module
 from flujo_postgres.connection import Connections, Target
 
 pytest_plugins = ["postgres_support"]
@@ -51,7 +52,7 @@ class Proxy:
         self.forward = True
         self.hits = 0
         self.dead = False
-        """Whether connections are closed at once, from the first hit on if ``dies``."""
+        """Whether connections are closed at once, the others too, from the first hit on if ``dies``."""
         self.dies = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -107,7 +108,7 @@ class Proxy:
                     server.write(data)
                     # The server has answered, into the void, when it has nothing more to do.
                     await asyncio.sleep(0.1)
-                for end in both:
+                for end in self._writers.copy() if self.dead else both:
                     end.transport.abort()
                 return
             server.write(data)
@@ -303,6 +304,75 @@ async def test_g9_a_connection_that_broke_in_a_command_is_not_used_again(place: 
     async with connections.acquire() as connection:
         assert connection.get_server_pid() == after
     await connections.close()
+
+
+@contextlib.asynccontextmanager
+async def pool_of(place: Place, size: int) -> AsyncIterator[Connections]:
+    settings = PostgresSettings(pool_max_size=size)
+    connections = Connections(Target.of(parse_uri(place.uri), settings), settings)
+    await connections.open()
+    try:
+        yield connections
+    finally:
+        await connections.close()
+
+
+@in_loop
+async def test_g12_the_connection_out_of_the_pool_serves_whoever_comes(place: Place) -> None:
+    order: list[int] = []
+
+    async def use(connections: Connections, number: int) -> int:
+        async with connections.acquire() as connection:
+            await asyncio.sleep(0.01)
+            order.append(number)
+            return int(connection.get_server_pid())
+
+    async with pool_of(place, 1) as connections:
+        first = await use(connections, 0)
+        pids = await asyncio.gather(*(use(connections, number) for number in range(1, 20)))
+        assert ({first, *pids}, order) == ({first}, list(range(20)))
+    order.clear()
+    async with pool_of(place, 3) as connections:
+        pids = await asyncio.gather(*(use(connections, number) for number in range(20)))
+        assert len(set(pids)) == 3
+        assert await use(connections, 20) in pids
+
+
+@in_loop
+async def test_g12_without_use_it_goes_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "_KEPT", 0.05)
+    async with pool_of(place, 2) as connections:
+        async with connections.acquire():
+            pass
+        assert connections._pool.get_idle_size() == 0
+        await asyncio.sleep(0.2)
+        assert connections._pool.get_idle_size() == 1
+        async with connections.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("spoiled", ["SELECT pg_terminate_backend(pg_backend_pid())", "BEGIN"])
+@in_loop
+async def test_g9_what_was_spoiled_is_not_kept(place: Place, spoiled: str) -> None:
+    async with pool_of(place, 1) as connections:
+        with contextlib.suppress(asyncpg.PostgresError):
+            async with connections.acquire() as connection:
+                await connection.execute(spoiled)
+        async with connections.acquire() as connection:
+            assert not connection.is_in_transaction()
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+@in_loop
+async def test_g9_what_broke_while_it_was_kept_is_not_used(place: Place) -> None:
+    async with pool_of(place, 1) as connections:
+        async with connections.acquire() as connection:
+            pid = connection.get_server_pid()
+        await place.fetch(f"SELECT pg_terminate_backend({pid})")
+        await asyncio.sleep(0.1)
+        async with connections.acquire() as connection:
+            assert connection.get_server_pid() != pid
+            assert await connection.fetchval("SELECT 1") == 1
 
 
 def test_g9_a_backend_recovers_from_a_restart_of_the_server(own_server: PostgresServer) -> None:

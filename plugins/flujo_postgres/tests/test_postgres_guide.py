@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres_support import Place, in_loop
+from postgres_support import VERSIONS, Place, in_loop
 
 from flujo_core import open_backend
 from flujo_core.config import resolve_configuration
@@ -110,7 +110,7 @@ async def test_r6_the_basic_usage(guide: Place) -> None:
 @in_loop
 async def test_d5_the_statements_of_the_guide(guide: Place) -> None:
     versions = await guide.fetch("SELECT version, applied_at FROM flujo_schema_versions ORDER BY version")
-    assert [row[0] for row in versions] == [1, 2]
+    assert [row[0] for row in versions] == VERSIONS
     assert len(await guide.fetch("SELECT version FROM flujo_schema_versions WHERE version = 2")) == 1
 
     [row] = await guide.fetch(
@@ -156,7 +156,7 @@ async def test_d5_the_guides_002_by_hand_before_the_librarys_own(place: Place) -
         "CREATE INDEX IF NOT EXISTS idx_workflow_state_metadata_gin ON workflow_state USING GIN (metadata)"
     )
     await place.fetch("INSERT INTO flujo_schema_versions (version, applied_at) VALUES (2, NOW())")
-    assert [step.version for step in (await backend.migrate()).steps] == [2]
+    assert [step.version for step in (await backend.migrate()).steps] == VERSIONS[1:]
     assert await backend.save_state("run_123", STATE) == 1
     await backend.shutdown()
 

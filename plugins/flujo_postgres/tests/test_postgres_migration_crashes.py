@@ -30,10 +30,11 @@ from postgres_migrations import (
     write,
     writer,
 )
-from postgres_support import Place, in_loop, state
+from postgres_support import VERSIONS, Place, in_loop, state
 from test_postgres_faults import Proxy
 
 from flujo_core.errors import MigrationLockError
+from flujo_core.migrations import Migration
 from flujo_postgres import concurrently, schema
 
 pytest_plugins = ["postgres_support", "postgres_migrations"]
@@ -54,6 +55,17 @@ class Watched(Place):
         return found
 
 
+async def dump_after(place: Place, folder: Path | None, step: Migration) -> list[tuple[str, ...]]:
+    """What is there when all steps up to this one have been applied, and no later one."""
+    if step.series == "flujo":
+        await place.backend().migrate(target_version=step.version)
+    else:
+        assert folder is not None
+        texts = {path.stem: path.read_text() for path in folder.glob("*.sql") if path.stem <= str(step)}
+        await with_files(place, write(folder.with_name(f"up_to_{step}"), **texts)).migrate()
+    return await dump(place)
+
+
 async def kill_at_each_statement(
     children: Children, place: Place, folder: Path | None, prepare: Callable[[Place], Awaitable[None]]
 ) -> list[int]:
@@ -66,8 +78,9 @@ async def kill_at_each_statement(
     undisturbed = Watched(place, connection)
     await prepare(undisturbed)
     before = (await recorded(undisturbed), await dump(undisturbed))
-    steps = (await with_files(undisturbed, folder).migrate()).steps
-    after = (await recorded(undisturbed), await dump(undisturbed))
+    steps = (await with_files(undisturbed, folder).migrate(dry_run=True)).steps
+    stages = [before[1], *[await dump_after(undisturbed, folder, step) for step in steps]]
+    after = (await recorded(undisturbed), stages[-1])
     left: list[int] = []
     killed = None
     while True:
@@ -84,9 +97,12 @@ async def kill_at_each_statement(
         assert code == KILLED
         if now == before:
             continue
-        for step in steps[left[-1] :]:
+        there = stages[left[-1]]
+        assert set(there) <= set(now[1])
+        if now[1] != there:
             # Of a step in a transaction there is all or nothing; of another one an index may be there.
-            assert not step.transaction or not {name for _, _, name, _ in now[1]} & MARKS[step.name]
+            assert not steps[left[-1]].transaction
+            assert {row[:3] for row in now[1]} <= {row[:3] for row in stages[left[-1] + 1]}
         assert len((await with_files(killed, folder).migrate()).steps) == len(steps) - left[-1]
         assert (await recorded(killed), await dump(killed)) == after
         assert await leases(killed) == 0
@@ -95,14 +111,6 @@ async def kill_at_each_statement(
     assert set(left) == set(range(len(steps) + 1))
     await connection.close()
     return left
-
-
-MARKS = {
-    "init": {"workflow_state", "run_id", "flujo_system_state_pkey"},
-    "metadata_index": {"idx_workflow_state_metadata_gin"},
-    "counted": {"counted", "amount"},
-}
-"""Names that each step in a transaction makes."""
 
 
 @in_loop
@@ -266,7 +274,7 @@ async def test_the_holder_of_the_lock_is_killed(place: Place, children: Children
         await place.backend(migration_lock_wait=0).migrate()
     assert await dump(place) == []
     children.kill()
-    assert [step.version for step in (await waiter).steps] == [1, 2]
+    assert [step.version for step in (await waiter).steps] == VERSIONS
 
 
 # --- lost answers -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 from postgres_migrations import INDEX, NO_BREAK, dump, leases, recorded, versions, with_files, write
-from postgres_support import Place, in_loop, state
+from postgres_support import LATEST, OWN, VERSIONS, Place, in_loop, state
 
 from flujo_core.errors import (
     FlujoStateError,
@@ -25,12 +25,10 @@ from flujo_core.errors import (
     UnsupportedStorageError,
 )
 from flujo_core.migrations import parse_migration
-from flujo_postgres import PostgresBackend, schema
+from flujo_postgres import PostgresBackend
 from flujo_postgres.store import PostgresStore
 
 pytest_plugins = ["postgres_support", "postgres_migrations"]
-
-OWN = Path(schema.__file__).with_name("migrations")
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
     def become(**files: str) -> None:
         package = f"newer_{secrets.token_hex(4)}"
-        own = {path.stem: path.read_text() for path in OWN.glob("*.sql")}
+        own = {str(step): step.sql for step in OWN}
         write(tmp_path / package, **own, **files)
         (tmp_path / package / "__init__.py").touch()
         monkeypatch.syspath_prepend(tmp_path)
@@ -96,35 +94,44 @@ VALUES (3, NOW())
 ON CONFLICT (version) DO NOTHING;
 COMMIT;
 """
-THIRD = "ALTER TABLE workflow_state ADD COLUMN third INT;\n"
+ADDED = "ALTER TABLE workflow_state ADD COLUMN added INT;\n"
+NEXT = LATEST + 1
+ADDING = f"{NEXT:03}_added"
+"""The migration of newer code."""
 
 
+def guide(number: int) -> str:
+    """The guide's file as it would be with another number."""
+    return GUIDE.replace("VALUES (3,", f"VALUES ({number},")
+
+
+@pytest.mark.parametrize("number", [3, NEXT], ids=["which is there", "which comes later"])
 @in_loop
-async def test_a_file_of_the_guide_is_the_deployments_and_flujos_003_comes_later(
-    place: Place, tmp_path: Path, newer: Callable[..., None]
+async def test_a_file_of_the_guide_is_the_deployments_beside_flujos_of_its_number(
+    place: Place, tmp_path: Path, newer: Callable[..., None], number: int
 ) -> None:
-    folder = write(tmp_path / "mine", _003_custom_field=GUIDE)
+    file, text = f"{number:03}_custom_field", guide(number)
+    folder = write(tmp_path / "mine", **{file: text})
     report = await with_files(place, folder).migrate()
     assert [(step.series, str(step)) for step in report.steps] == [
-        ("flujo", "001_init"),
-        ("flujo", "002_metadata_index"),
-        ("deployment", "003_custom_field"),
+        *(("flujo", str(step)) for step in OWN),
+        ("deployment", file),
     ]
-    assert report.to_version == 2
+    assert report.to_version == LATEST
     [row] = await place.fetch("SELECT * FROM flujo_deployment_versions")
-    assert (row["version"], row["name"], row["min_code"]) == (3, "custom_field", 0)
-    assert row["checksum"] == parse_migration("003_custom_field.sql", GUIDE).checksum
+    assert (row["version"], row["name"], row["min_code"]) == (number, "custom_field", 0)
+    assert row["checksum"] == parse_migration(f"{file}.sql", text).checksum
     assert row["duration_ms"] > 0
     assert row["applied_at"] is not None
-    assert [row[0] for row in await place.fetch("SELECT version FROM flujo_schema_versions ORDER BY 1")] == [1, 2]
+    assert [row[0] for row in await place.fetch("SELECT version FROM flujo_schema_versions ORDER BY 1")] == VERSIONS
     async with with_files(place, folder, auto_migrate=False) as backend:
         await backend.save_state("run", state(0))
-    newer(_003_third=THIRD)
+    newer(**{ADDING: ADDED})
     report = await with_files(place, folder).migrate()
-    assert [(step.series, str(step)) for step in report.steps] == [("flujo", "003_third")]
-    assert await versions(place) == [1, 2, 3]
-    assert await versions(place, "deployment") == [3]
-    assert await place.fetch("SELECT custom_field, third FROM workflow_state") == [("mine", None)]
+    assert [(step.series, str(step)) for step in report.steps] == [("flujo", ADDING)]
+    assert await versions(place) == [*VERSIONS, NEXT]
+    assert await versions(place, "deployment") == [number]
+    assert await place.fetch("SELECT custom_field, added FROM workflow_state") == [("mine", None)]
 
 
 @in_loop
@@ -132,18 +139,18 @@ async def test_a_version_written_by_hand_is_none_of_flujos(place: Place, newer: 
     async with place.backend() as backend:
         await backend.save_state("run", state(0))
     connection = await place.connect()
-    await connection.execute(GUIDE)
+    await connection.execute(guide(NEXT))
     await connection.close()
     status = await place.backend().schema_status()
-    assert (status.state, status.current_version, status.pending) == ("current", 2, ())
+    assert (status.state, status.current_version, status.pending) == ("current", LATEST, ())
     for auto_migrate in (True, False):
         async with place.backend(auto_migrate=auto_migrate) as backend:
             await backend.save_state("run", state(1))
-    newer(_003_third=THIRD)
-    assert [str(step) for step in (await place.backend().migrate()).steps] == ["003_third"]
-    [row] = await place.fetch("SELECT * FROM flujo_schema_versions WHERE version = 3")
-    assert row["checksum"] == parse_migration("003_third.sql", THIRD).checksum
-    assert (await place.backend().schema_status()).current_version == 3
+    newer(**{ADDING: ADDED})
+    assert [str(step) for step in (await place.backend().migrate()).steps] == [ADDING]
+    [row] = await place.fetch("SELECT * FROM flujo_schema_versions WHERE version = $1", NEXT)
+    assert row["checksum"] == parse_migration(f"{ADDING}.sql", ADDED).checksum
+    assert (await place.backend().schema_status()).current_version == NEXT
 
 
 @in_loop
@@ -216,7 +223,7 @@ async def test_without_auto_migrate_no_right_to_create_is_needed(place: Place, t
     usage = f"USAGE ON SCHEMA {place.schema}"
     async with role(place, usage, everything) as worker:
         backend = with_files(worker, folder, auto_migrate=False)
-        with pytest.raises(SchemaOutdatedError, match=r"version 1.*needs 2.*flujo migrate"):
+        with pytest.raises(SchemaOutdatedError, match=rf"version 1.*needs {LATEST}.*flujo migrate"):
             await backend.list_runs()
         await place.backend().migrate()
         with pytest.raises(SchemaOutdatedError, match=r"lacks .*003_custom_field, 004_index"):
@@ -231,7 +238,7 @@ async def test_without_auto_migrate_no_right_to_create_is_needed(place: Place, t
         for auto_migrate in (False, True):
             async with with_files(worker, folder, auto_migrate=auto_migrate) as backend:
                 await backend.save_state("run", state(0))
-    assert await versions(place) == [1, 2]
+    assert await versions(place) == VERSIONS
 
 
 @in_loop
@@ -245,7 +252,7 @@ async def test_to_look_needs_the_right_to_read(place: Place, tmp_path: Path, mon
     monkeypatch.setattr(asyncpg.Connection, "execute", execute)
     folder = write(tmp_path / "mine", _003_custom_field=GUIDE, _004_index=INDEX)
     everywhere = await relations(place)
-    for step in (0, 1, 2):
+    for step in (0, *VERSIONS):
         if step:
             await place.backend().migrate(target_version=step)
         before, rows = await relations(place), await recorded(place)
@@ -256,12 +263,12 @@ async def test_to_look_needs_the_right_to_read(place: Place, tmp_path: Path, mon
             begun.clear()
             for who in (reader, place):
                 backend = with_files(who, folder, auto_migrate=False)
-                pending = [*range(step + 1, 3), 3, 4]
+                pending = [*VERSIONS[step:], 3, 4]
                 assert [one.version for one in (await backend.schema_status()).pending] == pending
                 assert [one.version for one in (await backend.migrate(dry_run=True)).steps] == pending
                 assert len(await backend.migration_script()) > len(pending)
                 ours = await who.backend(auto_migrate=False).migration_script()
-                assert bool(ours) is (step < 2)
+                assert bool(ours) is (step < LATEST)
             assert begun
             assert all("READ ONLY" in statement for statement in begun)
         assert (await relations(place), await recorded(place)) == (before, rows)
@@ -333,7 +340,7 @@ async def test_old_code_goes_on_with_what_newer_code_says_it_can_use(
         await old.save_state("run", state(0))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PostgresStore, "migrations", PostgresStore.migrations)
-            newer(_003_third=THIRD + "CREATE INDEX idx_third ON workflow_state (third)")
+            newer(**{ADDING: ADDED + "CREATE INDEX idx_added ON workflow_state (added)"})
             async with place.backend() as new:
                 await both_work(old, new, 1)
                 # As the package is a class variable, code that is opened now is old again.
@@ -341,24 +348,24 @@ async def test_old_code_goes_on_with_what_newer_code_says_it_can_use(
                 for auto_migrate in (True, False):
                     async with place.backend(auto_migrate=auto_migrate) as restarted:
                         await both_work(restarted, new, 2)
-                        assert "schema version 3, this code knows 2" in caplog.text
+                        assert f"schema version {NEXT}, this code knows {LATEST}" in caplog.text
                         caplog.clear()
                 status = await place.backend().schema_status()
                 assert (status.state, status.pending) == ("newer", ())
                 assert (await place.backend().migrate()).steps == ()
-    assert await versions(place) == [1, 2, 3]
+    assert await versions(place) == [*VERSIONS, NEXT]
 
 
 @in_loop
 async def test_old_code_is_refused_where_newer_code_says_so(place: Place, newer: Callable[..., None]) -> None:
     async with place.backend() as old:
         await old.save_state("run", state(0))
-    newer(_003_third=f"-- min_code=3\n{THIRD}")
+    newer(**{ADDING: f"-- min_code={NEXT}\n{ADDED}"})
     async with place.backend() as new:
         await new.save_state("run", state(1))
         PostgresStore.migrations = "flujo_postgres.migrations"
         for auto_migrate in (True, False):
-            with pytest.raises(SchemaTooNewError, match=r"version 3, this code knows 2"):
+            with pytest.raises(SchemaTooNewError, match=rf"version {NEXT}, this code knows {LATEST}"):
                 await place.backend(auto_migrate=auto_migrate).save_state("run", state(2))
         with pytest.raises(SchemaTooNewError):
             await place.backend().migrate()
@@ -373,11 +380,11 @@ async def test_old_and_new_code_start_together_on_an_empty_database(place: Place
     old = [place.backend() for _ in range(3)]
     tasks = [asyncio.create_task(backend.save_run_start({"run_id": f"o{n}"})) for n, backend in enumerate(old)]
     await asyncio.sleep(0)
-    newer(_003_third=THIRD)
+    newer(**{ADDING: ADDED})
     new = [place.backend() for _ in range(3)]
     tasks += [asyncio.create_task(backend.save_run_start({"run_id": f"n{n}"})) for n, backend in enumerate(new)]
     await asyncio.gather(*tasks)
     for backend in (*old, *new):
         assert len(await backend.list_runs()) == 6
         await backend.shutdown()
-    assert await versions(place) == [1, 2, 3]
+    assert await versions(place) == [*VERSIONS, NEXT]

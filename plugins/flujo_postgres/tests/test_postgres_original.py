@@ -16,17 +16,15 @@ from typing import Any
 
 import pytest
 from original_system import LATE, TABLES, Rows, check, dated, definitions, same, some_rows
-from postgres_support import Place, in_loop
+from postgres_support import LATEST, Place, in_loop
 
 from flujo_conformance.postgres_server import Server
 from flujo_core.errors import MigrationError, MigrationLockError, SchemaOutdatedError, UnsupportedStorageError
-from flujo_core.migrations import read_migrations
 from flujo_postgres import PostgresBackend
 from flujo_sqlite import SQLiteBackend
 
 pytest_plugins = ["postgres_support"]
 
-LATEST = len(read_migrations("flujo_postgres.migrations"))
 STATE: Any = {"pipeline_id": "p", "pipeline_name": "n", "pipeline_version": "1", "current_step_index": 0}
 ITS_VERSIONS = (
     "CREATE TABLE flujo_schema_versions (version integer PRIMARY KEY, applied_at timestamptz DEFAULT now())",

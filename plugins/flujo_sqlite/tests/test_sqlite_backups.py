@@ -55,11 +55,13 @@ def test_d5_a_step_that_rewrites_is_preceded_by_a_checked_copy(tmp_path: Path) -
     assert names(tmp_path) == sorted([path.name, copy.name, "deployment"])
 
 
-def test_d5_steps_that_only_add_need_no_copy(tmp_path: Path) -> None:
+def test_d5_steps_that_leave_rows_as_they_are_need_no_copy(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     save(path)
     more = "ALTER TABLE tag ADD COLUMN more TEXT; CREATE TABLE copied AS SELECT * FROM tag;"
-    migrate(path, migrations_dir=folder_of(tmp_path, TAGS, INDEX.replace("label", "name"), more))
+    index = INDEX.replace("label", "name")
+    replaced = "DROP INDEX tag_name; CREATE INDEX tag_name ON tag (name, id); DROP INDEX IF EXISTS nowhere;"
+    migrate(path, migrations_dir=folder_of(tmp_path, TAGS, index, more, replaced))
     assert backups(path) == []
 
 
@@ -71,6 +73,7 @@ def test_d5_steps_that_only_add_need_no_copy(tmp_path: Path) -> None:
         "INSERT OR REPLACE INTO tag VALUES (1, 'x')",
         "WITH one AS (SELECT 1) DELETE FROM tag",
         "DROP TABLE tag",
+        "DROP INDEX IF EXISTS nowhere; DELETE FROM tag",
         "ALTER TABLE tag RENAME TO label",
         "CREATE TABLE pair (a, b); ALTER TABLE pair DROP COLUMN b",
         "/* CREATE */ REPLACE INTO tag VALUES (1, 'x')",

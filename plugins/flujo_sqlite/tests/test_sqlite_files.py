@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
+from sqlite_migrations import LATEST
 
 from flujo_core.errors import (
     ConfigurationError,
@@ -30,9 +31,6 @@ from flujo_sqlite import SQLiteBackend
 from flujo_sqlite.store import SQLiteStore
 
 Result = TypeVar("Result")
-
-LATEST = 2
-"""The version of the schema that these tests know."""
 
 
 def state(step: int = 0, **more: Any) -> Any:

@@ -258,7 +258,7 @@ class PostgresStore(Store):
         finally:
             timer.cancel()
             if stopping:
-                await asyncio.wait(stopping)
+                await asyncio.gather(*stopping, return_exceptions=True)
 
     async def _last(
         self, connection: Any, command: Awaitable[Result], is_applied: Callable[[], Awaitable[bool | None]]

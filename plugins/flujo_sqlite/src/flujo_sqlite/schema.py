@@ -201,9 +201,11 @@ def _dangling(raw: sqlite3.Connection) -> _Rows:
 
 
 def _rewrites(step: Migration) -> bool:
-    """Whether it may change or remove what is there; whatever is not known to add only."""
+    """Whether it may change or remove rows; whatever is not known to leave them as they are."""
     return not all(
-        words[:1] == ["CREATE"] or (words[:2] == ["ALTER", "TABLE"] and words[3:4] == ["ADD"])
+        words[:1] == ["CREATE"]
+        or words[:2] == ["DROP", "INDEX"]
+        or (words[:2] == ["ALTER", "TABLE"] and words[3:4] == ["ADD"])
         for words in map(keywords, step.statements)
     )
 
