@@ -14,6 +14,7 @@ endif
 
 VENV ?= .venv
 QUICKSTART_VENV ?= .venv-quickstart
+BENCH_VENV ?= .venv-bench
 WHEELHOUSE ?= wheelhouse
 
 MANIFESTS := pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml examples/*/pyproject.toml)
@@ -24,6 +25,7 @@ QUICKSTART_SOURCES := $(shell find src flujo_core/src plugins/flujo_sqlite/src -
 KEY := $(shell { pwd; $(PYTHON) --version; } 2>/dev/null | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/.installed-$(KEY)
 QUICKSTART_INSTALLED := $(QUICKSTART_VENV)/.installed-$(KEY)
+BENCH_INSTALLED := $(BENCH_VENV)/.installed-$(KEY)
 
 # new_venv: an empty environment.
 define new_venv
@@ -36,7 +38,7 @@ endef
 # -qq leaves errors, and what a failed build printed.
 PIP_INSTALL := -m pip --disable-pip-version-check install -qq
 
-.PHONY: help quickstart test test-all test-pgbouncer race selftest lint format wheelhouse clean
+.PHONY: help quickstart test test-all test-pgbouncer race selftest bench bench-full lint format wheelhouse clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -69,6 +71,13 @@ race: $(INSTALLED)  ## prove that processes which open a new database at once mi
 selftest: $(INSTALLED)  ## prove that the conformance suite finds bugs: it must kill every broken backend of the zoo
 	$(VENV)/bin/flujo-conformance selftest
 
+bench: $(INSTALLED)  ## measure Flujo beside the drivers alone, in minutes; BENCH_ARGS='--only load'
+	$(VENV)/bin/python -m benchmarks --json build/benchmarks.json $(BENCH_ARGS)
+
+bench-full: $(BENCH_INSTALLED)  ## measure 1,000,000 runs and the peers, in hours, and write docs/benchmarks.md
+	$(BENCH_VENV)/bin/python -m benchmarks --full --json docs/benchmarks/results.json $(BENCH_ARGS)
+	$(BENCH_VENV)/bin/python -m benchmarks.page docs/benchmarks/results.json
+
 lint: $(INSTALLED)  ## check style, format and types
 	$(VENV)/bin/python -m ruff check
 	$(VENV)/bin/python -m ruff format --check
@@ -85,12 +94,17 @@ wheelhouse:  ## build all five wheels and download what they depend on, for inst
 	@echo "now, in any environment: PIP_NO_INDEX=1 PIP_FIND_LINKS=$(WHEELHOUSE) pip install 'flujo[postgres]'"
 
 clean:  ## remove the environments, caches and builds
-	rm -rf .venv .venv-* wheelhouse dist site quickstart_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build wheelhouse dist site quickstart_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements-dev.txt $(MANIFESTS)
 	$(call new_venv,$(VENV))
 	@$(VENV)/bin/python $(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(BENCH_INSTALLED): benchmarks/requirements.txt requirements-dev.txt $(MANIFESTS)
+	$(call new_venv,$(BENCH_VENV))
+	@$(BENCH_VENV)/bin/python $(PIP_INSTALL) -r benchmarks/requirements.txt
 	@touch $@
 
 $(QUICKSTART_INSTALLED): $(MANIFESTS) $(QUICKSTART_SOURCES)

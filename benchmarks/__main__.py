@@ -1,189 +1,127 @@
 """How fast is Flujo, beside the drivers and its peers? Runs the workloads, system after system in turn.
 
-    python -m benchmarks [--full] [--rounds N] [--only TEXT] [--json FILE] [--page FILE]
+    python -m benchmarks                                        Flujo and the drivers, in minutes
+    python -m benchmarks --full --json results.json             1,000,000 runs and the peers, in hours
+    python -m benchmarks --only load --only sqlite --scale 0.1  a quick look
 
-Each system runs in a process of its own, on a database of its own; PostgreSQL is one temporary server with the settings
-that it comes with. A figure is the median of the rounds.
+Each system runs in a process of its own, on databases of its own; PostgreSQL is one temporary server with the settings
+that it comes with. A figure is the median of the rounds. The exit code is 1 if Flujo or a driver failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
+import shlex
+import signal
 import sys
-import tempfile
-from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from flujo_conformance.postgres_server import PostgresServer
 from rich.console import Console
 from rich.progress import Progress
 
-from .bars import verdicts
-from .environments import EnvironmentFailedError, interpreter
-from .systems import SYSTEMS
-from .workloads import ONCE, TASKS
-
-ROOT = Path(__file__).resolve().parent.parent
-Results = dict[str, dict[str, dict[str, float]]]
-"""By task and system: its figures."""
+from benchmarks.machine import about
+from benchmarks.measuring import Measurement, Pair, Plan
+from benchmarks.results import Results
+from benchmarks.systems import SYSTEMS
+from benchmarks.table import show
+from benchmarks.workloads import ALL
 
 
-class Worker:
-    """A system in its process."""
-
-    def __init__(self, name: str, place: str) -> None:
-        environment = SYSTEMS[name].environment
-        python = interpreter(environment) if environment else sys.executable
-        line = [python, "-m", "benchmarks.worker", name, place]
-        self._process = subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.statements: dict[str, str] = self._answer()["statements"]
-
-    def measure(self, task: str, size: int) -> dict[str, float]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"task": task, "size": size}) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self._process.args!r} ended with exit code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """In one line."""
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="1,000,000 runs in the lists, longer histories, the peers")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="tasks and systems whose names contain this, as 'load' or 'SQLite'")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+def main() -> int:
+    parser = Parser("python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="1,000,000 runs in the lists, and the peers")
+    parser.add_argument("--rounds", type=count, default=7, help="of each task that is repeated; 7")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="the tasks, or the systems, whose names contain this; may be given several times",
+    )
+    parser.add_argument("--scale", type=positive, default=1.0, help="of all sizes, as 0.1; then no bar is judged")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, PostgresServer() as server:
-        places = {name: _place(name, folder, server) for name in SYSTEMS}
-        results = _measure(places, options)
+    try:
+        plan = Plan(chosen(options.only, full=options.full), options.rounds, options.full, options.scale)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.open("a").close()
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    results = Results(about=about(), command=command, full=plan.full, rounds=plan.rounds, scale=plan.scale)
+    results.interrupted = not _measured(plan, results)
     if options.json:
-        options.json.write_text(json.dumps({"about": about(), "results": results}, indent=1) + "\n", encoding="utf-8")
-    show(results)
+        options.json.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    show(results, Console(width=None if sys.stdout.isatty() else 140))
+    failed = any(not SYSTEMS[one.system].environment for one in results.not_run)
+    return 130 if results.interrupted else int(failed)
 
 
-def _place(name: str, folder: str, server: PostgresServer) -> str:
-    return (
-        server.create_database()
-        if SYSTEMS[name].database == "postgres"
-        else f"sqlite:///{folder}/{name.replace(' ', '_')}.db"
-    )
-
-
-def _measure(places: dict[str, str], options: argparse.Namespace) -> Results:
-    """All that is chosen; a system that lacks the method is left out."""
-    chosen = [
+def chosen(only: list[str], *, full: bool) -> list[Pair]:
+    """Each task with each system that is able to do it. ValueError: there is none."""
+    texts = [text.casefold() for text in only]
+    tasks, systems = ([name for name in names if _named(name, texts)] or list(names) for names in (ALL, SYSTEMS))
+    for text in texts:
+        if not any(text in name.casefold() for name in (*ALL, *SYSTEMS)):
+            raise ValueError(f"no task and no system has {text!r} in its name")
+    tasks += [ALL[task].after for task in tasks]
+    pairs = [
         (task, name)
-        for task in (*TASKS, *ONCE)
-        for name in SYSTEMS
-        if options.only in task or options.only in name
-        if hasattr(SYSTEMS[name].load(), {**TASKS, **ONCE}[task].needs)
-        if options.full or not SYSTEMS[name].environment
+        for task, wanted in ALL.items()
+        for name in systems
+        if task in tasks
+        if full or (wanted.quick and not SYSTEMS[name].environment)
+        if wanted.peers or not SYSTEMS[name].environment
+        if hasattr(SYSTEMS[name].load(), wanted.needs)
     ]
-    missing = _missing({SYSTEMS[name].environment for _, name in chosen} - {""})
-    chosen = [(task, name) for task, name in chosen if SYSTEMS[name].environment not in missing]
-    rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
-    total = sum(options.rounds if task in TASKS else 1 for task, _ in chosen)
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=total)
-
-        def measure(worker: Worker, task: str, name: str) -> None:
-            progress.update(bar, description=f"{task}: {name}")
-            rounds.setdefault((task, name), []).append(worker.measure(task, _size(task, name, options)))
-            progress.advance(bar)
-
-        with ExitStack() as stack:
-            workers = {
-                name: stack.enter_context(Worker(name, places[name]))
-                for name in dict.fromkeys(name for task, name in chosen if task in TASKS)
-            }
-            for _ in range(options.rounds):
-                for task, name in chosen:
-                    if task in TASKS:
-                        measure(workers[name], task, name)
-        for task, name in chosen:
-            if task in ONCE:
-                with Worker(name, places[name]) as worker:
-                    measure(worker, task, name)
-    return _medians(rounds)
+    if not pairs:
+        raise ValueError("nothing to measure: peers and 1,000,000 runs need --full, and not every system can do all")
+    return pairs
 
 
-def _missing(environments: set[str]) -> set[str]:
-    """Makes the environments of the peers; those that can't be made, after saying why."""
-    missing = set()
-    for environment in sorted(environments):
+def _named(name: str, texts: list[str]) -> bool:
+    return any(text in name.casefold() for text in texts)
+
+
+def _measured(plan: Plan, results: Results) -> bool:
+    """False: it was interrupted; the results have what was measured until then."""
+    # Ending a job ends all that it started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("", total=plan.repetitions)
+
+        def report(words: str, through: int) -> None:
+            progress.update(bar, description=words, completed=through)
+
+        measurement = Measurement(plan, report)
         try:
-            interpreter(environment)
-        except EnvironmentFailedError as error:
-            missing.add(environment)
-            for name in (name for name, system in SYSTEMS.items() if system.environment == environment):
-                print(f"NOT RUN: {name}: {error}", flush=True)
-    return missing
+            measurement.run()
+        except KeyboardInterrupt:
+            return False
+        finally:
+            measurement.add_to(results)
+    return True
 
 
-def _size(task: str, name: str, options: argparse.Namespace) -> int:
-    """What is done once is smaller for the peers: some save 50 runs a second, or keep every version of a state."""
-    full = options.full and not (task in ONCE and SYSTEMS[name].environment)
-    chosen = {**TASKS, **ONCE}[task]
-    return chosen.full_size if full else chosen.size
+def positive(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise ValueError
+    return value
 
 
-def _medians(rounds: dict[tuple[str, str], list[dict[str, float]]]) -> Results:
-    results: Results = {}
-    for (task, name), figures in rounds.items():
-        results.setdefault(task, {})[name] = {
-            figure: statistics.median(one[figure] for one in figures) for figure in figures[0]
-        }
-    return results
-
-
-def about() -> dict[str, str]:
-    """Where the figures were measured."""
-    names = ("flujo-core", "flujo-sqlite", "flujo-postgres", "aiosqlite", "asyncpg")
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
-
-
-def show(results: Results) -> None:
-    for task, found in results.items():
-        print(task)
-        for name, figures in found.items():
-            print(f"  {name:22}", "  ".join(f"{figure} {_shown(figure, value)}" for figure, value in figures.items()))
-    for verdict in verdicts(results):
-        print(verdict)
-
-
-def _shown(figure: str, value: float) -> str:
-    return (
-        f"{value:,.0f}"
-        if value >= 100
-        else f"{value:.3g}"
-        if "/" in figure or "MiB" in figure
-        else f"{value * 1e3:.3g} ms"
-    )
+def count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

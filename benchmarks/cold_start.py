@@ -1,53 +1,44 @@
-"""How long does a program wait before its first save? Fresh processes, interleaved, medians.
-
-    python benchmarks/cold_start.py [--rounds 21] [--json]
+"""How long does a program wait before its first save? Programs for fresh processes: Flujo's, and bare ones beside.
 
 *import* is ``from flujo_core import open_backend, StateBackend`` beside a script that imports asyncio and pluggy and
 defines one pydantic model. *first save* makes the tables in a new SQLite file and saves once, beside bare aiosqlite
 with one pydantic model, the same columns and indexes, and the same durability.
+
+A program is given the path of the new file and the folder of the migrations.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from importlib.metadata import version
-from pathlib import Path
-from platform import python_version
+from typing import Final
 
-IMPORT = "from flujo_core import open_backend, StateBackend"
-IMPORT_BAR = """
+IMPORT: Final = "from flujo_core import open_backend, StateBackend"
+BARE_IMPORT: Final = """
 import asyncio, pluggy
 from pydantic import BaseModel
 class Settings(BaseModel):
     uri: str = "sqlite:///flujo_ops.db"
 """
-STATE = """
+_STATE: Final = """
 state = {"pipeline_id": "p", "pipeline_name": "P", "pipeline_version": "1", "current_step_index": 0,
          "pipeline_context": {f"key {n}": "x" * 60 for n in range(25)}, "metadata": {"batch": "b-1", "tags": ["a"]}}
 """
-SAVE = f"""
+FIRST_SAVE: Final = f"""
 import asyncio, sys
 from flujo_core import open_backend
-{STATE}
+{_STATE}
 async def main():
     async with open_backend("sqlite:///" + sys.argv[1]) as backend:
         await backend.save_state("r", state)
 asyncio.run(main())
 """
-SAVE_BAR = f"""
+BARE_FIRST_SAVE: Final = f"""
 import asyncio, json, sys
 import aiosqlite
 from pydantic import BaseModel
 from pathlib import Path
 class Settings(BaseModel):
     path: str
-{STATE}
+{_STATE}
 async def main():
     settings = Settings(path=sys.argv[1])
     async with aiosqlite.connect(settings.path, isolation_level=None) as connection:
@@ -69,43 +60,3 @@ async def main():
         await connection.execute(f"INSERT INTO workflow_state VALUES ({{marks}})", row)
 asyncio.run(main())
 """
-
-
-def seconds(program: str, *arguments: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program, *arguments], check=True)
-    return time.perf_counter() - started
-
-
-def measure(rounds: int) -> dict[str, float]:
-    import flujo_sqlite
-
-    migrations = str(Path(flujo_sqlite.__file__).parent / "migrations")
-    times: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(rounds):
-            for name, program, bar in (("import", IMPORT, IMPORT_BAR), ("first save", SAVE, SAVE_BAR)):
-                times.setdefault(name, []).append(seconds(program, f"{folder}/ours{number}.db"))
-                times.setdefault(f"{name}, bar", []).append(seconds(bar, f"{folder}/bar{number}.db", migrations))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    medians = measure(options.rounds)
-    ratios = {name: medians[name] / medians[f"{name}, bar"] for name in ("import", "first save")}
-    versions = {"python": python_version(), **{name: version(name) for name in ("pydantic", "pluggy", "aiosqlite")}}
-    if options.json:
-        print(json.dumps({"medians_s": medians, "ratios": ratios, "versions": versions}))
-        return
-    print("  ".join(f"{name} {value}" for name, value in versions.items()))
-    for name, ratio in ratios.items():
-        ours, bar = medians[name] * 1000, medians[f"{name}, bar"] * 1000
-        print(f"{name:12} {ours:6.0f} ms   bar {bar:6.0f} ms   ratio {ratio:.2f}")
-
-
-if __name__ == "__main__":
-    main()

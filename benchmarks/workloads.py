@@ -7,16 +7,21 @@ have for it; the parent process calls it again and again, system after system in
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import resource
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from importlib.resources import files
 from itertools import count
 from typing import Any, Final
 
-from .samples import HITS, STATUSES, STEPS, history_entry, listed, state
+from benchmarks.samples import HITS, STATUSES, STEPS, history_entry, listed, state
 
 Figures = dict[str, float]
 Workload = Callable[[Any, int], Awaitable[Figures]]
@@ -34,9 +39,21 @@ class Task:
 
     run: Workload
     needs: str
+    """A method or attribute of the systems that it can be done with."""
     size: int
     """Operations in one repetition."""
-    full_size: int
+    full_size: int = 0
+    """In a full run; 0: the same."""
+    least: int = 1
+    """However small a run is wanted."""
+    peers: bool = True
+    """A full run asks the peers too."""
+    quick: bool = True
+    """Not only a full run has it."""
+    database: str = ""
+    """Tasks with the same name here share a database of each system."""
+    after: str = ""
+    """The task that made what this one needs."""
 
 
 async def save(system: Any, size: int) -> Figures:
@@ -89,7 +106,7 @@ async def lifecycle(system: Any, size: int) -> Figures:
 
 
 async def history(system: Any, size: int) -> Figures:
-    """A run whose history grows by 1 KiB with each of ``size`` saves. Encoding it once is what a save can't do without."""
+    """A run whose history grows by 1 KiB with each of ``size`` saves. A save can't do without encoding it once."""
     run_id = f"history {next(_fresh)}"
     given = {**state(0), "step_history": []}
     seconds, before = [], await system.size()
@@ -117,6 +134,21 @@ async def history(system: Any, size: int) -> Figures:
     }
 
 
+async def cold_start(system: Any, size: int) -> Figures:
+    """Fresh processes from their start to their end; the programs are those of `benchmarks.cold_start`."""
+    migrations = str(files("flujo_sqlite") / "migrations")
+    seconds: dict[str, list[float]] = {name: [] for name in system.programs}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(size):
+            for name, program in system.programs.items():
+                began = time.perf_counter()
+                arguments = ("-c", program, f"{folder}/{number} {name}.db", migrations)
+                process = await asyncio.create_subprocess_exec(sys.executable, *arguments)
+                assert await process.wait() == 0, f"{name}: exit code {process.returncode}"
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
 async def _saved(system: Any) -> None:
     """The runs are there."""
     if await system.load(f"run {RUNS - 1}") is None:
@@ -125,7 +157,12 @@ async def _saved(system: Any) -> None:
 
 
 def _states(size: int) -> list[dict[str, Any]]:
-    return [state(number % RUNS, number % STEPS) for number in range(size)]
+    """What will be saved. Left out of garbage collections: to look through it is not the system's work."""
+    gc.unfreeze()
+    states = [state(number % RUNS, number % STEPS) for number in range(size)]
+    gc.collect()
+    gc.freeze()
+    return states
 
 
 async def _alone(size: int, work: Callable[[int], Awaitable[object]]) -> Figures:
@@ -149,7 +186,7 @@ async def _together(size: int, work: Callable[[int], Awaitable[object]]) -> Figu
     return {"": (time.perf_counter() - began) / size}
 
 
-# --- many runs ----------------------------------------------------------------------------------------------------------
+# --- many runs ------------------------------------------------------------------------------------------------------
 
 
 async def fill(system: Any, size: int) -> Figures:
@@ -244,13 +281,14 @@ async def cleanup(system: Any, size: int) -> Figures:
     """Half of the runs are removed while others are saved; seconds of a save, 99 of 100 are quicker."""
     idle = await _while(system, asyncio.sleep(5))
     began = time.perf_counter()
-    middle = listed(size // 2, size)["created_at"]
+    # Between two runs: until the days are counted back again some time has gone.
+    middle = listed(size // 2, size)["created_at"] - timedelta(seconds=0.5)
     removing = asyncio.ensure_future(system.remove_older(middle))
     busy = await _while(system, removing)
     seconds = time.perf_counter() - began
     removed = removing.result()
     assert removed == size // 2, removed
-    return {"p99 idle": idle, "p99 beside": busy, "p99 ratio": busy / idle, "removed/s": removed / seconds}
+    return {"p99 idle": idle, "p99 beside": busy, "p99 beside / idle": busy / idle, "removed/s": removed / seconds}
 
 
 async def _while(system: Any, until: Awaitable[Any]) -> float:
@@ -264,7 +302,7 @@ async def _while(system: Any, until: Awaitable[Any]) -> float:
     return statistics.quantiles(seconds, n=100)[98]
 
 
-# --- memory, and how long the loop is blocked -----------------------------------------------------------------------------
+# --- memory, and how long the loop is blocked -----------------------------------------------------------------------
 
 
 async def iterate(system: Any, size: int) -> Figures:
@@ -304,6 +342,21 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _of_many_runs(size: int, *, quick: bool) -> dict[str, Task]:
+    """Each in the same database, whose runs the first one makes."""
+    filling = f"fill with {size:,} runs"
+
+    def task(run: Workload, needs: str, after: str = filling) -> Task:
+        return Task(run, needs, size, least=1000, peers=quick, quick=quick, database=f"{size:,} runs", after=after)
+
+    return {
+        filling: task(fill, "find", ""),
+        f"lists of {size:,} runs": task(lists, "find"),
+        f"iterate over {size:,} runs": task(iterate, "pages"),
+        f"cleanup of half of {size:,} runs": task(cleanup, "remove_older"),
+    }
+
+
 TASKS: Final = {
     "save, one at a time": Task(save, "save", 400, 1000),
     "save, 64 at once": Task(save_64, "save", 3000, 6000),
@@ -312,15 +365,15 @@ TASKS: Final = {
     "load, one at a time": Task(load, "load", 1000, 2000),
     "load, 64 at once": Task(load_64, "load", 2000, 4000),
     "lifecycle of a run": Task(lifecycle, "lifecycle", 48, 160),
-    "history of 500 steps": Task(history, "size", 500, 500),
+    "history of 500 steps": Task(history, "size", 500),
+    "cold start": Task(cold_start, "programs", 3),
 }
 """What is repeated, system after system in turn."""
 ONCE: Final = {
-    "history of 5,000 steps": Task(history, "size", 2000, 5000),
-    "fill": Task(fill, "find", 10_000, 1_000_000),
-    "lists": Task(lists, "find", 10_000, 1_000_000),
-    "iterate": Task(iterate, "pages", 10_000, 1_000_000),
-    "huge document": Task(huge, "size", 50, 50),
-    "cleanup": Task(cleanup, "remove_older", 10_000, 1_000_000),
+    "history of 5,000 steps": Task(history, "size", 5000, peers=False),
+    **_of_many_runs(10_000, quick=True),
+    **_of_many_runs(1_000_000, quick=False),
+    "huge document": Task(huge, "size", 50),
 }
 """What takes long, or leaves another database behind; in this order, each in a process of its own."""
+ALL: Final = {**TASKS, **ONCE}

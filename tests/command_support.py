@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from flujo_conformance.postgres_server import Server, provided_server
+from flujo_core.migrations import read_migrations
 
 FLUJO = str(Path(sysconfig.get_path("scripts")) / "flujo")
 
@@ -32,6 +33,12 @@ def run(
     )
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def own_migrations(uri: str) -> list[str]:
+    """Flujo's own, as ``001_init``, of the database that a URI names."""
+    plugin = "flujo_sqlite" if uri.startswith("sqlite:") else "flujo_postgres"
+    return [str(step) for step in read_migrations(f"{plugin}.migrations")]
 
 
 def files(folder: Path) -> set[str]:

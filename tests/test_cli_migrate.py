@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from command_support import files, run
+from command_support import files, own_migrations, run
 
 from flujo.state import open_backend
 
@@ -34,6 +34,8 @@ class Command:
     def __init__(self, uri: str, folder: Path) -> None:
         self.uri = uri
         self.cwd = folder
+        self.flujos = own_migrations(uri)
+        """Names of Flujo's migrations; those of the deployment are in `own`."""
         self.own = folder / "own"
         self.own.mkdir()
         plugin = uri.partition(":")[0]
@@ -96,10 +98,9 @@ def test_what_is_printed_as_sql_makes_the_same_database(migrate: Command) -> Non
 
     migrate.execute(script)
     done = migrate.told("--status")
-    assert (done["state"], done["current_version"]) == ("current", 2)
+    assert (done["state"], done["current_version"]) == ("current", len(migrate.flujos))
     assert [(row["series"], row["name"], row["state"]) for row in done["migrations"]] == [
-        ("flujo", "001_init", "applied"),
-        ("flujo", "002_metadata_index", "applied"),
+        *(("flujo", name, "applied") for name in migrate.flujos),
         ("deployment", "003_add", "applied"),
     ]
     assert migrate("--print-sql") == (0, "", "")
@@ -115,18 +116,18 @@ def test_what_is_printed_as_sql_makes_the_same_database(migrate: Command) -> Non
 def test_status_lists_what_is_applied_pending_changed_unknown_and_written_by_hand(migrate: Command) -> None:
     (migrate.own / "007_one.sql").write_text("CREATE TABLE one (a INTEGER)")
     (migrate.own / "008_two.sql").write_text("CREATE TABLE two (a INTEGER)")
-    assert migrate("--target-version", "2")[0] == 0
+    latest = len(migrate.flujos)
+    assert migrate("--target-version", f"{latest}")[0] == 0
     code, out, err = migrate("--status")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].split() == ["MIGRATION", "SERIES", "STATE", "APPLIED", "TOOK", "CODE"]
     assert [line.split()[:3] for line in lines[1:-1]] == [
-        ["001_init", "flujo", "applied"],
-        ["002_metadata_index", "flujo", "applied"],
+        *([name, "flujo", "applied"] for name in migrate.flujos),
         ["007_one", "deployment", "pending"],
         ["008_two", "deployment", "pending"],
     ]
-    assert lines[-1].endswith(": outdated, schema version 2 of 2")
+    assert lines[-1].endswith(f": outdated, schema version {latest} of {latest}")
 
     code, out, err = migrate()
     assert (code, err) == (0, "")
@@ -134,32 +135,32 @@ def test_status_lists_what_is_applied_pending_changed_unknown_and_written_by_han
     (migrate.own / "008_two.sql").write_text("CREATE TABLE two (a TEXT)")
     (migrate.own / "007_one.sql").write_bytes(b"CREATE TABLE one (a INTEGER)")
     insert = "INSERT INTO flujo_schema_versions (version, name, checksum, applied_at) VALUES"
-    migrate.execute(f"{insert} (3, NULL, NULL, '2026-01-01 10:00:00'); {insert} (4, 'later', 'x', '2026-01-01T00:00Z')")
+    migrate.execute(f"{insert} ({latest + 1}, NULL, NULL, '2026-01-01 10:00:00')")
+    migrate.execute(f"{insert} ({latest + 2}, 'later', 'x', '2026-01-01T00:00Z')")
     rows = {(row["series"], row["name"]): row for row in migrate.told("--status")["migrations"]}
     assert {key: row["state"] for key, row in rows.items()} == {
-        ("flujo", "001_init"): "applied",
-        ("flujo", "002_metadata_index"): "applied",
-        ("flujo", "003"): "by hand",
-        ("flujo", "004_later"): "unknown",
+        **{("flujo", name): "applied" for name in migrate.flujos},
+        ("flujo", f"{latest + 1:03}"): "by hand",
+        ("flujo", f"{latest + 2:03}_later"): "unknown",
         ("deployment", "007_one"): "applied",
         ("deployment", "008_two"): "changed",
     }
-    assert rows["flujo", "003"]["applied_at"] == "2026-01-01T10:00:00.000000+00:00"
+    assert rows["flujo", f"{latest + 1:03}"]["applied_at"] == "2026-01-01T10:00:00.000000+00:00"
 
 
 def test_the_exit_code_tells_what_is_wrong(migrate: Command) -> None:
     code, out, err = migrate("--check")
     assert (code, err) == (3, "")
-    assert out.endswith(": pending: 001_init, 002_metadata_index\n")
+    assert out.endswith(f": pending: {', '.join(migrate.flujos)}\n")
     assert migrate("--target-version", "1")[0] == 0
     assert json.loads(migrate("--check", "--json")[1])["pending"] == [
-        {"series": "flujo", "version": 2, "name": "002_metadata_index"}
+        {"series": "flujo", "version": int(name[:3]), "name": name} for name in migrate.flujos[1:]
     ]
 
     with migrate.migrating_elsewhere():
         code, out, err = migrate("--lock-wait", "0.3")
     assert (code, out) == (4, "")
-    assert re.fullmatch(r"error: .*002_metadata_index could not begin within 0\.3 s \(migration_lock_wait.*\n", err)
+    assert re.fullmatch(rf"error: .*{migrate.flujos[1]} could not begin within 0\.3 s \(migration_lock_wait.*\n", err)
 
     assert migrate()[0] == 0
     assert migrate("--check")[0] == 0
@@ -177,11 +178,13 @@ def test_the_exit_code_tells_what_is_wrong(migrate: Command) -> None:
     assert migrate.told("--repair-checksums")["repaired"] == []
     assert migrate("--check")[0] == 0
 
-    migrate.execute("INSERT INTO flujo_schema_versions (version, checksum, min_code) VALUES (9, 'x', 9)")
+    too_new = len(migrate.flujos) + 1
+    insert = "INSERT INTO flujo_schema_versions (version, checksum, min_code) VALUES"
+    migrate.execute(f"{insert} ({too_new}, 'x', {too_new})")
     for options in ([], ["--check"], ["--dry-run"]):
         code, out, err = migrate(*options)
         assert code == 6
-        assert "is at schema version 9, this code knows 2; upgrade Flujo here" in out + err
+        assert f"is at schema version {too_new}, this code knows {too_new - 1}; upgrade Flujo here" in out + err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ class System:
     adapter: str
     """``module:Class`` in this package."""
     database: str
-    """``sqlite`` or ``postgres``."""
+    """A key of `SIDES`."""
     environment: str = ""
     """Which of `benchmarks.environments` it runs in; empty: the one that this program runs in."""
 
@@ -22,14 +22,29 @@ class System:
 
 
 SYSTEMS: Final = {
-    "Flujo on SQLite": System("flujo_backend:Flujo", "sqlite"),
-    "aiosqlite": System("raw_sqlite:RawSQLite", "sqlite"),
-    "Flujo on PostgreSQL": System("flujo_backend:Flujo", "postgres"),
-    "asyncpg": System("raw_postgres:RawPostgres", "postgres"),
-    "LangGraph on SQLite": System("langgraph_savers:OnSQLite", "sqlite", "langgraph"),
-    "LangGraph on PostgreSQL": System("langgraph_savers:OnPostgres", "postgres", "langgraph"),
-    "DBOS on SQLite": System("dbos_workflows:OnSQLite", "sqlite", "dbos"),
-    "DBOS on PostgreSQL": System("dbos_workflows:OnPostgres", "postgres", "dbos"),
-    "original Flujo on SQLite": System("original_flujo:OnSQLite", "sqlite", "original"),
-    "original Flujo on PostgreSQL": System("original_flujo:OnPostgres", "postgres", "original"),
+    "Flujo on SQLite": System("flujo_backend:OnSQLite", "SQLite"),
+    "aiosqlite": System("raw_sqlite:RawSQLite", "SQLite"),
+    "Flujo on PostgreSQL": System("flujo_backend:OnPostgres", "PostgreSQL"),
+    "asyncpg": System("raw_postgres:RawPostgres", "PostgreSQL"),
+    "LangGraph on SQLite": System("langgraph_savers:OnSQLite", "SQLite", "langgraph"),
+    "LangGraph on PostgreSQL": System("langgraph_savers:OnPostgres", "PostgreSQL", "langgraph"),
+    "DBOS on SQLite": System("dbos_workflows:OnSQLite", "SQLite", "dbos"),
+    "DBOS on PostgreSQL": System("dbos_workflows:OnPostgres", "PostgreSQL", "dbos"),
+    "original Flujo on SQLite": System("original_flujo:OnSQLite", "SQLite", "original"),
+    "original Flujo on PostgreSQL": System("original_flujo:OnPostgres", "PostgreSQL", "original"),
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """Who is held against whom on a database."""
+
+    ours: str
+    raw: str
+    original: str
+
+
+SIDES: Final = {
+    "SQLite": Side("Flujo on SQLite", "aiosqlite", "original Flujo on SQLite"),
+    "PostgreSQL": Side("Flujo on PostgreSQL", "asyncpg", "original Flujo on PostgreSQL"),
 }

@@ -12,12 +12,13 @@ from uuid import uuid4
 
 from benchmarks.samples import STEPS, state
 
-from . import bytes_stored
+from . import database
 
 
 class DBOSWorkflows:
     """What both databases have in common."""
 
+    distributions: Final = ("dbos", "psycopg", "sqlalchemy")
     _place: str
 
     async def open(self, place: str) -> None:
@@ -84,7 +85,7 @@ class OnSQLite(DBOSWorkflows):
         return await _newest(limit)
 
     async def size(self) -> int:
-        return bytes_stored.sqlite(self._place)
+        return database.sqlite_size(self._place)
 
 
 class OnPostgres(DBOSWorkflows):
@@ -106,7 +107,7 @@ class OnPostgres(DBOSWorkflows):
         import psycopg
 
         async with await psycopg.AsyncConnection.connect(self._place) as connection:
-            row: Any = await (await connection.execute(bytes_stored.POSTGRES)).fetchone()
+            row: Any = await (await connection.execute(database.POSTGRES_SIZE)).fetchone()
             return int(row[0])
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
+from benchmarks import cold_start
+from benchmarks.samples import STEPS, state, step_record
 from flujo_core import StateBackend, open_backend
 
-from ..samples import STEPS, state, step_record
+from . import database
 
 
 class Flujo:
+    """What both databases have in common."""
+
+    _place: str
+    _backend: StateBackend
+
     async def open(self, place: str) -> None:
         self._place = place
-        self._backend: StateBackend = await open_backend(place).__aenter__()
+        self._backend = await open_backend(place).__aenter__()
 
     async def close(self) -> None:
         await self._backend.shutdown()
@@ -46,20 +51,65 @@ class Flujo:
     async def remove_older(self, moment: datetime) -> int:
         return await self._backend.cleanup_old_workflows((datetime.now(UTC) - moment) / timedelta(days=1))
 
+    def pages(self, size: int, **filters: Any) -> AsyncIterator[Any]:
+        return self._backend.iter_runs(page_size=size, **filters)
+
+
+class OnSQLite(Flujo):
+    durability: Final = "WAL and synchronous=FULL, its default: what returned outlives a power failure."
+    distributions: Final = ("flujo-core", "flujo-sqlite", "aiosqlite", "pydantic")
+    programs: Final = {"import": cold_start.IMPORT, "first save": cold_start.FIRST_SAVE}
+
+    @property
+    def statements(self) -> dict[str, str]:
+        from flujo_sqlite import queries
+
+        return {
+            "first save": f"{queries.INSERT_RUN}; for each term of the metadata: {queries.INSERT_TERM}",
+            "save, the metadata unchanged": queries.UPDATE_RUN[False, True],
+            "load": queries.LOAD,
+            "step of a lifecycle": queries.PUT_STEP,
+        }
+
+    async def settings(self) -> dict[str, str]:
+        from flujo_sqlite.settings import SQLiteSettings
+
+        return database.sqlite_settings(self._place, SQLiteSettings().synchronous)
+
     async def size(self) -> int:
-        """Bytes of the database."""
-        if self._place.startswith("sqlite"):
-            with closing(sqlite3.connect(self._place.removeprefix("sqlite:///"))) as raw:
-                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                pages, size = (raw.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-                return int(pages * size)
+        return database.sqlite_size(self._place)
+
+
+class OnPostgres(Flujo):
+    durability: Final = "PostgreSQL's synchronous_commit, which it leaves as the server has it."
+    distributions: Final = ("flujo-core", "flujo-postgres", "asyncpg", "pydantic")
+
+    @property
+    def statements(self) -> dict[str, str]:
+        from flujo_postgres import queries
+
+        texts = {
+            "first save": queries.INSERT_RUN,
+            "first saves at once": queries.INSERT_RUNS,
+            "save, the metadata unchanged": queries.UPDATE_RUN[False, True],
+            "saves at once": f"{queries.LOCK_RUNS}; {queries.UPDATE_RUNS[False, True]}",
+            "load": queries.LOAD,
+            "step of a lifecycle": queries.PUT_STEPS,
+        }
+        return {name: text.replace("{s}.", "") for name, text in texts.items()}
+
+    async def settings(self) -> dict[str, str]:
+        return {name: str(value) for name, value in await self._rows(database.POSTGRES_SETTINGS)}
+
+    async def size(self) -> int:
+        return int((await self._rows(database.POSTGRES_SIZE))[0][0])
+
+    async def _rows(self, statement: str) -> list[Any]:
+        """By a connection of its own, not the backend's."""
         import asyncpg
 
         connection = await asyncpg.connect(self._place)
         try:
-            return int(await connection.fetchval("SELECT pg_database_size(current_database())"))
+            return list(await connection.fetch(statement))
         finally:
             await connection.close()
-
-    def pages(self, size: int, **filters: Any) -> AsyncIterator[Any]:
-        return self._backend.iter_runs(page_size=size, **filters)

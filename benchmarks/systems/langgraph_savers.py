@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from benchmarks.samples import STEPS, state, step_record
 
-from . import bytes_stored
+from . import database
 
 CONSTANT: Final = frozenset({"pipeline_id", "pipeline_name", "pipeline_version", "total_steps", "metadata"})
 """Channels that no step writes: they keep their version, so that PostgreSQL stores them once."""
@@ -72,6 +72,7 @@ class LangGraph:
 
 class OnSQLite(LangGraph):
     durability: Final = "WAL, its default, and synchronous=FULL, as ours: what returned outlives a power failure."
+    distributions: Final = ("langgraph-checkpoint", "langgraph-checkpoint-sqlite", "aiosqlite")
 
     async def open(self, place: str) -> None:
         import aiosqlite
@@ -92,11 +93,12 @@ class OnSQLite(LangGraph):
         return await super().find(limit=limit, metadata_filter=metadata_filter, **filters)
 
     async def size(self) -> int:
-        return bytes_stored.sqlite(self._place)
+        return database.sqlite_size(self._place)
 
 
 class OnPostgres(LangGraph):
     durability: Final = "PostgreSQL's synchronous_commit, as ours."
+    distributions: Final = ("langgraph-checkpoint", "langgraph-checkpoint-postgres", "psycopg")
 
     async def open(self, place: str) -> None:
         from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -115,7 +117,7 @@ class OnPostgres(LangGraph):
 
     async def size(self) -> int:
         async with self._pool.connection() as connection:
-            row: Any = await (await connection.execute(bytes_stored.POSTGRES)).fetchone()
+            row: Any = await (await connection.execute(database.POSTGRES_SIZE)).fetchone()
             return int(row["pg_database_size"])
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from benchmarks.samples import STEPS, state, step_record
 
-from . import bytes_stored
+from . import database
 
 DOCUMENTS: Final = ("pipeline_context", "last_step_output", "step_history", "metadata")
 
@@ -20,6 +20,7 @@ DOCUMENTS: Final = ("pipeline_context", "last_step_output", "step_history", "met
 class Original:
     """What both backends have in common."""
 
+    distributions: Final = ("flujo", "aiosqlite", "asyncpg")
     _backend: Any
     _place: str
 
@@ -73,7 +74,7 @@ class OnSQLite(Original):
         return await super().find(**filters)
 
     async def size(self) -> int:
-        return bytes_stored.sqlite(self._place)
+        return database.sqlite_size(self._place)
 
 
 class OnPostgres(Original):
@@ -97,6 +98,6 @@ class OnPostgres(Original):
 
         connection = await asyncpg.connect(self._place)
         try:
-            return int(await connection.fetchval(bytes_stored.POSTGRES))
+            return int(await connection.fetchval(database.POSTGRES_SIZE))
         finally:
             await connection.close()

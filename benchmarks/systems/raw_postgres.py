@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
 
-from ..samples import STEPS, state, step_record
+from benchmarks.samples import STEPS, state, step_record
+
+from . import database
 from .raw_sqlite import COLUMNS
 from .raw_sqlite import columns as sqlite_columns
 
@@ -35,20 +34,25 @@ def columns(run_id: str, given: dict[str, Any]) -> list[Any]:
 
 
 class RawPostgres:
-    statements: Final = {"save": UPSERT, "load": LOAD}
+    durability: Final = "PostgreSQL's synchronous_commit, as ours."
+    distributions: Final = ("asyncpg",)
+    statements: Final = {"save, the first one too": UPSERT, "load": LOAD, "step of a lifecycle": PUT_STEP}
 
     async def open(self, place: str) -> None:
         # asyncpg prepares a statement the first time and keeps it, for each connection.
         self._pool = await asyncpg.create_pool(place, min_size=1, max_size=10)
-        folder = Path(str(files("flujo_postgres") / "migrations"))
-        for file in sorted(folder.glob("*.sql")):
-            await self._pool.execute(file.read_text(encoding="utf-8"))
+        if await self._pool.fetchval("SELECT to_regclass('workflow_state')") is None:
+            for text in database.migrations("flujo_postgres"):
+                await self._pool.execute(text)
         self._one = await asyncpg.connect(place)
         self._prepared = await self._one.prepare(UPSERT)
 
     async def close(self) -> None:
         await self._one.close()
         await self._pool.close()
+
+    async def settings(self) -> dict[str, str]:
+        return {name: str(value) for name, value in await self._one.fetch(database.POSTGRES_SETTINGS)}
 
     async def save_alone(self, run_id: str, given: dict[str, Any], *, fresh: bool = False) -> None:
         """On a connection of one's own: what nobody else needs."""

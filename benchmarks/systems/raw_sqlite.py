@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from datetime import UTC, datetime
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Final
 
 import aiosqlite
 
-from ..samples import STEPS, state, step_record
+from benchmarks import cold_start
+from benchmarks.samples import STEPS, state, step_record
+
+from . import database
 
 COLUMNS: Final = (
     "run_id", "operation_id", "listed", "pipeline_id", "pipeline_name", "pipeline_version", "status", "created_at",
@@ -45,20 +47,33 @@ def columns(run_id: str, given: dict[str, Any]) -> list[Any]:
 
 
 class RawSQLite:
-    statements: Final = {"save": UPSERT, "load": LOAD}
+    durability: Final = "WAL and synchronous=FULL, as ours."
+    distributions: Final = ("aiosqlite",)
+    statements: Final = {
+        "first save": f"BEGIN IMMEDIATE; {UPSERT}; 12 times: {PUT_TERM}; COMMIT",
+        "save": UPSERT,
+        "load": LOAD,
+        "step of a lifecycle": PUT_STEP,
+    }
+    programs: Final = {"import": cold_start.BARE_IMPORT, "first save": cold_start.BARE_FIRST_SAVE}
 
     async def open(self, place: str) -> None:
-        self._path = place.removeprefix("sqlite:///")
-        self._connection = await aiosqlite.connect(self._path, isolation_level=None)
+        self._place = place
+        self._transaction = asyncio.Lock()
+        self._connection = await aiosqlite.connect(place.removeprefix("sqlite:///"), isolation_level=None)
         await self._connection.execute("PRAGMA journal_mode = WAL")
         await self._connection.execute("PRAGMA synchronous = FULL")
         await self._connection.execute("PRAGMA secure_delete = OFF")
-        folder = Path(str(files("flujo_sqlite") / "migrations"))
-        for file in sorted(folder.glob("*.sql")):
-            await self._connection.executescript(file.read_text(encoding="utf-8"))
+        if not await self._connection.execute_fetchall("PRAGMA table_info(workflow_state)"):
+            for text in database.migrations("flujo_sqlite"):
+                await self._connection.executescript(text)
 
     async def close(self) -> None:
         await self._connection.close()
+
+    async def settings(self) -> dict[str, str]:
+        [[synchronous]] = await self._connection.execute_fetchall("PRAGMA synchronous")
+        return database.sqlite_settings(self._place, database.SYNCHRONOUS[synchronous])
 
     async def save(self, run_id: str, given: dict[str, Any], *, fresh: bool = False) -> None:
         values = columns(run_id, given)
@@ -67,10 +82,11 @@ class RawSQLite:
             return
         # As many terms as the metadata have; what they are doesn't matter to their index.
         terms = [(int.from_bytes(os.urandom(7), "big"), MOMENT, run_id) for _ in range(12)]
-        await self._connection.execute("BEGIN IMMEDIATE")
-        await self._connection.execute(UPSERT, values)
-        await self._connection.executemany(PUT_TERM, terms)
-        await self._connection.execute("COMMIT")
+        async with self._transaction:
+            await self._connection.execute("BEGIN IMMEDIATE")
+            await self._connection.execute(UPSERT, values)
+            await self._connection.executemany(PUT_TERM, terms)
+            await self._connection.execute("COMMIT")
 
     async def load(self, run_id: str) -> dict[str, Any] | None:
         rows = list(await self._connection.execute_fetchall(LOAD, (run_id,)))

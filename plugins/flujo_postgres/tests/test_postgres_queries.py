@@ -215,6 +215,19 @@ async def test_m4_lists_use_an_index_on_the_tenth_call_as_on_the_first(filled: P
 
 
 @in_loop
+async def test_m4_a_count_by_status_reads_nothing_but_the_index(filled: Place) -> None:
+    text, values = sql.select_runs(RunQuery(statuses=("failed",)), count=True)
+    connection = await filled.connect()
+    try:
+        statement = await connection.prepare("EXPLAIN (FORMAT JSON) " + sql.in_schema(text, filled.schema))
+        for _ in range(10):
+            [[plan]] = await statement.fetch(*values)
+            assert "Index Only Scan" in {node["Node Type"] for node in nodes(json.loads(plan)[0]["Plan"])}
+    finally:
+        await connection.close()
+
+
+@in_loop
 async def test_m4_the_backend_sends_these_queries(filled: Place) -> None:
     """What the plans above are of is what `list_runs` asks: the index answers for it."""
     counted = (

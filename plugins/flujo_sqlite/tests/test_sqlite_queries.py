@@ -302,6 +302,11 @@ def test_m4_a_count_follows_an_index(file: Raw, query: RunQuery) -> None:
     assert all(step.startswith(("SEARCH ", "CORRELATED SCALAR SUBQUERY ")) for step in steps)
 
 
+def test_m4_a_count_by_status_reads_nothing_but_the_index(file: Raw) -> None:
+    (step,) = plan(file, RunQuery(statuses=("failed",)), count=True)
+    assert step.startswith("SEARCH w USING COVERING INDEX idx_workflow_state_status ")
+
+
 def test_r7_pages_with_a_bound_of_time_leave_nothing_out(tmp_path: Path) -> None:
     async def use(backend: SQLiteBackend) -> None:
         saves = [
