@@ -94,15 +94,7 @@ async def load_64(system: Any, size: int) -> Figures:
 
 async def lifecycle(system: Any, size: int) -> Figures:
     """Whole runs, 16 at once: begun, ten steps each recorded and saved, ended."""
-    numbers = iter(range(size))
-
-    async def caller() -> None:
-        for number in numbers:
-            await system.lifecycle(f"life {next(_fresh)}", number)
-
-    began = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(16)))
-    return {"": (time.perf_counter() - began) / size}
+    return await _together(size, lambda n: system.lifecycle(f"life {next(_fresh)}", n), callers=16)
 
 
 async def history(system: Any, size: int) -> Figures:
@@ -174,7 +166,7 @@ async def _alone(size: int, work: Callable[[int], Awaitable[object]]) -> Figures
     return {"": statistics.median(seconds)}
 
 
-async def _together(size: int, work: Callable[[int], Awaitable[object]]) -> Figures:
+async def _together(size: int, work: Callable[[int], Awaitable[object]], callers: int = CALLERS) -> Figures:
     numbers = iter(range(size))
 
     async def caller() -> None:
@@ -182,7 +174,7 @@ async def _together(size: int, work: Callable[[int], Awaitable[object]]) -> Figu
             await work(number)
 
     began = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    await asyncio.gather(*(caller() for _ in range(callers)))
     return {"": (time.perf_counter() - began) / size}
 
 
@@ -191,15 +183,8 @@ async def _together(size: int, work: Callable[[int], Awaitable[object]]) -> Figu
 
 async def fill(system: Any, size: int) -> Figures:
     """Makes the runs that the lists go through, 64 at once, oldest first."""
-    numbers = iter(range(size))
-
-    async def caller() -> None:
-        for number in numbers:
-            await system.save(f"listed {number:07}", listed(number, size), fresh=True)
-
-    began = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    return {"runs/s": size / (time.perf_counter() - began)}
+    found = await _together(size, lambda n: system.save(f"listed {n:07}", listed(n, size), fresh=True))
+    return {"runs/s": 1 / found[""]}
 
 
 def filters(size: int) -> dict[str, dict[str, Any]]:

@@ -296,12 +296,24 @@ def _dumps(value: Any) -> str:
         return _encode_slowly(value)
 
 
+# Several times as fast as the json module. It refuses surrogates, escapes NUL, and writes NaN.
+_to_json: Final = partial(to_json, inf_nan_mode="constants")
+
+_UNSAYABLE: Final = ((b"\\", b"\\u0000"), (b"N", b"NaN"), (b"I", b"Infinity"))
+_WRAPPER_LIKE: Final = ((b"$", b'"$flujo"'),)
+"""What may need the wrapper, each with a rare letter of it: one letter is found, or missed, ten times as fast."""
+
+
+def _holds(text: bytes, marks: tuple[tuple[bytes, bytes], ...]) -> bool:
+    return any(letter in text and mark in text for letter, mark in marks)
+
+
 def encode(value: Any) -> str:
     """Strict JSON text of a normalized value."""
     text = _safe_text(value)
-    if text is not None and '"$flujo"' not in text:  # what looks like a wrapper needs one
-        return text
-    return _encode_slowly(_wrap(value))
+    if text is None or _holds(text, _WRAPPER_LIKE):
+        return _encode_slowly(_wrap(value))
+    return text.decode()
 
 
 def encode_each(values: list[Any]) -> list[bytes]:
@@ -311,31 +323,22 @@ def encode_each(values: list[Any]) -> list[bytes]:
     except ValueError:
         texts = []
     # Looked through all at once, which is quicker than one by one.
-    whole = b",".join(texts)
-    if len(texts) == len(values) and not any(letter in whole and mark in whole for letter, mark in _SUSPICIOUS):
+    if len(texts) == len(values) and not _holds(b",".join(texts), (*_UNSAYABLE, *_WRAPPER_LIKE)):
         return texts
     return [encode(value).encode() for value in values]
 
 
-# Several times as fast as the json module. It refuses surrogates, escapes NUL, and writes NaN.
-_to_json: Final = partial(to_json, inf_nan_mode="constants")
-_SUSPICIOUS: Final = ((b"\\", b"\\u0000"), (b"N", b"NaN"), (b"I", b"Infinity"), (b"$", b'"$flujo"'))
-"""What may need the wrapper, each with a rare letter of it: one letter is found, or missed, ten times as fast."""
-
-
-def _safe_text(value: Any) -> str | None:
-    """The JSON text of a normalized value in which nothing needs the wrapper, as far as that is quickly told."""
+def _safe_text(value: Any) -> bytes | None:
+    """The JSON text, in UTF-8, of a normalized value that strict JSON can say, as far as that is quickly told."""
     try:
-        text = _to_json(value).decode()
+        text = _to_json(value)
     except ValueError:
         # Or it was nested deeper than it goes, some 250 levels.
         try:
-            text = _encode_strict(value)
+            text = _encode_strict(value).encode()
         except ValueError:
             return None
-        if not text.isascii() and _UNSAFE.search(text):
-            return None
-    return None if "\\u0000" in text or "NaN" in text or "Infinity" in text else text
+    return None if _holds(text, _UNSAYABLE) else text
 
 
 def is_strict(value: Any) -> bool:
@@ -346,7 +349,7 @@ def is_strict(value: Any) -> bool:
 def encode_plain(value: Any) -> str:
     """The JSON text of a value that was normalized as ``strict``: nothing in it needs a wrapper."""
     text = _safe_text(value)
-    return _encode_slowly(value) if text is None else text
+    return _encode_slowly(value) if text is None else text.decode()
 
 
 def _encode_slowly(value: Any) -> str:
