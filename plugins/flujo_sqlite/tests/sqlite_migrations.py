@@ -36,7 +36,7 @@ INDEX = "CREATE INDEX tag_label ON tag (label);"
 AUDIT = [("made a",), ("first; really",), ("made b",), ("later",)]
 
 
-def with_backend(path: Path, use: Callable[[SQLiteBackend], Awaitable[Result]], **settings: Any) -> Result:
+def with_backend(path: Any, use: Callable[[SQLiteBackend], Awaitable[Result]], **settings: Any) -> Result:
     """The result of ``use`` with a backend that is shut down in any case."""
 
     async def main() -> Result:

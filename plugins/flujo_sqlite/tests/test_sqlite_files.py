@@ -9,12 +9,12 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import pytest
-from sqlite_migrations import LATEST
+from sqlite_migrations import LATEST, with_backend
 
 from flujo_core.errors import (
     ConfigurationError,
@@ -30,8 +30,6 @@ from flujo_core.errors import (
 from flujo_sqlite import SQLiteBackend
 from flujo_sqlite.store import SQLiteStore
 
-Result = TypeVar("Result")
-
 
 def state(step: int = 0, **more: Any) -> Any:
     return {
@@ -41,19 +39,6 @@ def state(step: int = 0, **more: Any) -> Any:
         "current_step_index": step,
         **more,
     }
-
-
-def with_backend(path: Any, use: Callable[[SQLiteBackend], Awaitable[Result]], **settings: Any) -> Result:
-    """The result of ``use`` with a backend that is shut down in any case."""
-
-    async def main() -> Result:
-        backend = SQLiteBackend(path, **settings)
-        try:
-            return await use(backend)
-        finally:
-            await backend.shutdown()
-
-    return asyncio.run(main())
 
 
 def save(path: Any, run_id: str = "r", **settings: Any) -> int:
