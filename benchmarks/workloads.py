@@ -21,7 +21,7 @@ from importlib.resources import files
 from itertools import count
 from typing import Any, Final
 
-from benchmarks.samples import HITS, STATUSES, STEPS, history_entry, listed, state
+from benchmarks.samples import HITS, PIPELINES, STATUSES, STEPS, history_entry, listed, state
 
 Figures = dict[str, float]
 Workload = Callable[[Any, int], Awaitable[Figures]]
@@ -94,7 +94,8 @@ async def load_64(system: Any, size: int) -> Figures:
 
 async def lifecycle(system: Any, size: int) -> Figures:
     """Whole runs, 16 at once: begun, ten steps each recorded and saved, ended."""
-    return await _together(size, lambda n: system.lifecycle(f"life {next(_fresh)}", n), callers=16)
+    given = [[state(number, step) for step in range(STEPS + 1)] for number in range(PIPELINES)]
+    return await _together(size, lambda n: system.lifecycle(f"life {next(_fresh)}", given[n % PIPELINES]), callers=16)
 
 
 async def history(system: Any, size: int) -> Figures:
@@ -149,12 +150,12 @@ async def _saved(system: Any) -> None:
 
 
 def _states(size: int) -> list[dict[str, Any]]:
-    """What will be saved. Left out of garbage collections: to look through it is not the system's work."""
+    """What will be saved, run after run. Left out of garbage collections: to look through it is no system's work."""
     gc.unfreeze()
-    states = [state(number % RUNS, number % STEPS) for number in range(size)]
+    states = [state(number, number % STEPS) for number in range(min(size, RUNS))]
     gc.collect()
     gc.freeze()
-    return states
+    return [states[number % RUNS] for number in range(size)]
 
 
 async def _alone(size: int, work: Callable[[int], Awaitable[object]]) -> Figures:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from uuid import uuid4
 
-from benchmarks.samples import STEPS, state
+from benchmarks.samples import STEPS
 
 from . import database
 
@@ -27,6 +27,8 @@ class DBOSWorkflows:
         self._place = place
         self._given: dict[str, dict[str, Any]] = {}
         """By workflow, what its step is to return: as an argument it would be stored a third time."""
+        self._states: dict[str, list[dict[str, Any]]] = {}
+        """By workflow, what its steps are to return."""
         self._last: dict[str, str] = {}
         """By run: the workflow that saved it last."""
         # Telemetry and the connection to its console are off unless they are configured.
@@ -35,9 +37,10 @@ class DBOSWorkflows:
         async def save() -> Any:
             return await DBOS.run_step_async({"name": "keep"}, self._kept, DBOS.workflow_id)
 
-        async def lifecycle(number: int) -> Any:
+        async def lifecycle() -> Any:
+            states = self._states.pop(DBOS.workflow_id)
             for step in range(STEPS):
-                last = await DBOS.run_step_async({"name": "work"}, _work, number, step)
+                last = await DBOS.run_step_async({"name": "work"}, _work, states, step)
             return {**last, "status": "completed"}
 
         self._save, self._lifecycle = (DBOS.workflow(name=body.__name__)(body) for body in (save, lifecycle))
@@ -52,14 +55,15 @@ class DBOSWorkflows:
         self._given[workflow := f"{run_id} {uuid4()}"] = given
         await self._run(run_id, workflow, self._save)
 
-    async def lifecycle(self, run_id: str, number: int) -> None:
-        await self._run(run_id, f"{run_id} {uuid4()}", self._lifecycle, number)
+    async def lifecycle(self, run_id: str, states: list[dict[str, Any]]) -> None:
+        self._states[workflow := f"{run_id} {uuid4()}"] = states
+        await self._run(run_id, workflow, self._lifecycle)
 
-    async def _run(self, run_id: str, workflow: str, body: Callable[..., Awaitable[object]], *given: object) -> None:
+    async def _run(self, run_id: str, workflow: str, body: Callable[[], Awaitable[object]]) -> None:
         from dbos import SetWorkflowID
 
         with SetWorkflowID(workflow):
-            await body(*given)
+            await body()
         self._last[run_id] = workflow
 
     async def _kept(self, workflow: str) -> dict[str, Any]:
@@ -111,8 +115,8 @@ class OnPostgres(DBOSWorkflows):
             return int(row[0])
 
 
-async def _work(number: int, step: int) -> dict[str, Any]:
-    return state(number, step)
+async def _work(states: list[dict[str, Any]], step: int) -> dict[str, Any]:
+    return states[step]
 
 
 async def _newest(limit: int, attributes: dict[str, Any] | None = None) -> list[Any]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from benchmarks import cold_start
-from benchmarks.samples import STEPS, state, step_record
+from benchmarks.samples import STEPS, step_record
 from flujo_core import StateBackend, open_backend
 
 from . import database
@@ -32,14 +32,14 @@ class Flujo:
     async def load(self, run_id: str) -> dict[str, Any] | None:
         return await self._backend.load_state(run_id)
 
-    async def lifecycle(self, run_id: str, number: int) -> None:
+    async def lifecycle(self, run_id: str, states: list[dict[str, Any]]) -> None:
         names = ("pipeline_id", "pipeline_name", "pipeline_version", "metadata")
-        given = state(number)
+        given = states[0]
         await self._backend.save_run_start({"run_id": run_id, **{name: given[name] for name in names}})
         for step in range(STEPS):
             await self._backend.save_step_result(step_record(run_id, step))
-            await self._backend.save_state(run_id, state(number, step))
-        await self._backend.save_state(run_id, {**state(number, STEPS), "status": "completed"})
+            await self._backend.save_state(run_id, states[step])
+        await self._backend.save_state(run_id, {**states[STEPS], "status": "completed"})
         await self._backend.save_run_end(run_id, {"status": "completed"})
 
     async def find(self, **filters: Any) -> list[Any]:

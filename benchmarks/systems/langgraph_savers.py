@@ -6,7 +6,7 @@ import random
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from benchmarks.samples import STEPS, state, step_record
+from benchmarks.samples import STEPS, step_record
 
 from . import database
 
@@ -54,13 +54,13 @@ class LangGraph:
         found = await self._saver.aget_tuple(_config(run_id))
         return None if found is None else dict(found.checkpoint["channel_values"])
 
-    async def lifecycle(self, run_id: str, number: int) -> None:
+    async def lifecycle(self, run_id: str, states: list[dict[str, Any]]) -> None:
         """As a graph of ten steps does: the input's checkpoint, then each step's writes and the checkpoint after it."""
-        await self.save(run_id, state(number))
+        await self.save(run_id, states[0])
         for step in range(STEPS):
             config = _config(run_id, self._last[run_id][0])
             await self._saver.aput_writes(config, [("step", step_record(run_id, step))], f"task {step}")
-            after = state(number, step)
+            after = states[step]
             await self.save(run_id, {**after, "status": "completed"} if step == STEPS - 1 else after)
         del self._last[run_id]
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.samples import STEPS, state, step_record
+from benchmarks.samples import STEPS, step_record
 
 from . import database
 
@@ -43,13 +43,13 @@ class Original:
         found: dict[str, Any] | None = await self._backend.load_state(run_id)
         return found
 
-    async def lifecycle(self, run_id: str, number: int) -> None:
+    async def lifecycle(self, run_id: str, states: list[dict[str, Any]]) -> None:
         now = datetime.now(UTC)
-        await self._begin(run_id, {**state(number), "created_at": now, "updated_at": now})
+        await self._begin(run_id, {**states[0], "created_at": now, "updated_at": now})
         for step in range(STEPS):
             await self._backend.save_step_result(step_record(run_id, step))
-            await self.save(run_id, state(number, step))
-        await self.save(run_id, {**state(number, STEPS), "status": "completed"})
+            await self.save(run_id, states[step])
+        await self.save(run_id, {**states[STEPS], "status": "completed"})
         await self._backend.save_run_end(run_id, {"status": "completed"})
 
     async def find(self, **filters: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from benchmarks.samples import STEPS, state, step_record
+from benchmarks.samples import STEPS, step_record
 
 from . import database
 from .raw_sqlite import COLUMNS
@@ -67,14 +67,14 @@ class RawPostgres:
     async def load(self, run_id: str) -> dict[str, Any] | None:
         return _state(await self._pool.fetchrow(LOAD, run_id))
 
-    async def lifecycle(self, run_id: str, number: int) -> None:
-        await self.save(run_id, state(number))
+    async def lifecycle(self, run_id: str, states: list[dict[str, Any]]) -> None:
+        await self.save(run_id, states[0])
         for step in range(STEPS):
             record = step_record(run_id, step)
             values = [run_id, step, record["record_id"], step, record["step_name"], "completed", 0.001, MOMENT]
             await self._pool.execute(PUT_STEP, *values, json.dumps(record))
-            await self.save(run_id, state(number, step))
-        await self.save(run_id, {**state(number, STEPS), "status": "completed"})
+            await self.save(run_id, states[step])
+        await self.save(run_id, {**states[STEPS], "status": "completed"})
 
 
 def _state(row: Any) -> dict[str, Any] | None:

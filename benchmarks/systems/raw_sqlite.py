@@ -11,7 +11,7 @@ from typing import Any, Final
 import aiosqlite
 
 from benchmarks import cold_start
-from benchmarks.samples import STEPS, state, step_record
+from benchmarks.samples import STEPS, step_record
 
 from . import database
 
@@ -95,11 +95,11 @@ class RawSQLite:
         found: dict[str, Any] = json.loads(rows[0][1])
         return {**found, "revision": rows[0][0]}
 
-    async def lifecycle(self, run_id: str, number: int) -> None:
-        await self.save(run_id, state(number))
+    async def lifecycle(self, run_id: str, states: list[dict[str, Any]]) -> None:
+        await self.save(run_id, states[0])
         for step in range(STEPS):
             record = step_record(run_id, step)
             values = [run_id, step, record["record_id"], step, record["step_name"], "completed", 0.001, MOMENT]
             await self._connection.execute(PUT_STEP, [*values, json.dumps(record)])
-            await self.save(run_id, state(number, step))
-        await self.save(run_id, {**state(number, STEPS), "status": "completed"})
+            await self.save(run_id, states[step])
+        await self.save(run_id, {**states[STEPS], "status": "completed"})

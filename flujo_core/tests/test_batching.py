@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from flujo_core import runs
 from flujo_core.backend import StateBackend
 from flujo_core.errors import (
     OutcomeUnknownError,
@@ -297,7 +301,10 @@ def test_g9_a_run_that_is_set_apart_twice_keeps_its_order() -> None:
     asyncio.run(main())
 
 
-def test_g9_a_look_that_fails_after_a_lost_answer_leaves_the_outcome_unknown() -> None:
+def test_g9_a_look_that_fails_after_a_lost_answer_leaves_the_outcome_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the step cost before is read from the store.
+    monkeypatch.setattr(runs, "MAX_KNOWN_COSTS", 0)
+
     async def main() -> None:
         backend, stores = faulty([])
         step = {"run_id": "r", "step_name": "s", "step_index": 0, "record_id": "k"}
@@ -316,6 +323,51 @@ def test_g9_a_look_that_fails_after_a_lost_answer_leaves_the_outcome_unknown() -
         stores[0].step_cost = once  # type: ignore[method-assign]
         with pytest.raises(OutcomeUnknownError):
             await backend.save_step_result(step)
+
+    asyncio.run(main())
+
+
+@given(
+    st.integers(0, 3),
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([None, 0.1, 0.7, 1e16]), st.booleans()), max_size=12),
+)
+def test_r3_costs_add_up_whether_they_are_kept_or_read(most: int, steps: list[tuple[str, float | None, bool]]) -> None:
+    async def main() -> None:
+        backend, _ = faulty([])
+        last: dict[str, float | None] = {}
+        for record_id, cost, forget in steps:
+            if forget:
+                await backend.shutdown()
+            last[record_id] = cost
+            step = {"run_id": "r", "step_name": "s", "step_index": 0, "record_id": record_id, "cost_usd": cost}
+            await backend.save_step_result(step)
+        details = await backend.get_run_details("r") or {"total_cost": None}
+        costs = [Fraction(repr(cost)) for cost in last.values() if cost is not None]
+        assert details["total_cost"] == (float(sum(costs)) if costs else None)
+        await backend.shutdown()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runs, "MAX_KNOWN_COSTS", most)
+        asyncio.run(main())
+
+
+def test_r3_the_costs_of_a_run_that_is_known_are_not_read() -> None:
+    async def main() -> None:
+        backend, stores = faulty([])
+        await backend.save_run_start({"run_id": "r"})
+
+        async def refuse(run_id: str, record_id: str) -> float | None:
+            raise AssertionError
+
+        stores[0].step_cost = refuse  # type: ignore[method-assign]
+        for cost in (0.5, 0.25):
+            await backend.save_step_result(
+                {"run_id": "r", "step_name": "s", "step_index": 0, "record_id": "k", "cost_usd": cost}
+            )
+        details = await backend.get_run_details("r")
+        assert details is not None
+        assert details["total_cost"] == 0.25
+        await backend.shutdown()
 
     asyncio.run(main())
 

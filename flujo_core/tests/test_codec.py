@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from decimal import Decimal
+from enum import StrEnum
 from math import inf, nan
 from typing import Any, NoReturn
 
@@ -10,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flujo_conformance.compare import difference
-from flujo_core.codec import decode, decode_plain, encode, encode_each, encode_plain, is_strict, normalize
+from flujo_core.codec import _Walk, decode, decode_plain, encode, encode_each, encode_plain, normalize
 from flujo_core.errors import InvalidStateError
 
 TEXTS = st.sampled_from(
@@ -53,12 +57,42 @@ def test_s8_entries_are_encoded_as_one_by_one(values: list[Any]) -> None:
     assert encode_each(values) == [encode(value).encode() for value in values]
 
 
+class Word(StrEnum):
+    WORD = "word"
+
+
+ANY = st.recursive(
+    LEAVES | st.sampled_from([Word.WORD, (), b"a", Decimal(1), object()]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=2).map(tuple)
+        | st.dictionaries(TEXTS | st.sampled_from([1, 1.0, True, None, "1", Word.WORD]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(ANY, st.integers(1, 4))
+@example(nested(4, 1), 4)
+@example(nested(5, 1), 4)
+@example(nested(5, 10**601), 5)
+@example({1: "a", "1": "b"}, 1)
+def test_g3_what_is_told_quickly_is_what_the_walk_tells(value: Any, max_depth: int) -> None:
+    """A value that stays as it is has its JSON form, and is refused for the same reasons."""
+
+    def outcome(form: Callable[[], Any]) -> Any:
+        try:
+            return ["fine", form()]
+        except InvalidStateError as error:
+            return ["refused", str(error)]
+
+    told = outcome(lambda: normalize(value, max_depth=max_depth))
+    assert difference(told, outcome(lambda: _Walk(strict=False, max_depth=max_depth).value(value, None, 0))) is None
+
+
 @given(st.dictionaries(TEXTS, VALUES, max_size=3))
-def test_m3_what_is_told_quickly_is_what_the_walk_tells(value: dict[str, Any]) -> None:
-    """`is_strict` may doubt what is fine, and never trusts what is refused."""
-    try:
+def test_m3_what_metadata_may_hold_comes_back_without_a_wrapper(value: dict[str, Any]) -> None:
+    with suppress(InvalidStateError):
         plain = normalize(value, strict=True)
-    except InvalidStateError:
-        assert not is_strict(value)
-    else:
         assert difference(decode_plain(encode_plain(plain)), plain) is None
+        assert plain is not value

@@ -26,8 +26,8 @@ MAX_OPERATIONS: Final = 200
 MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_HEADS: Final = 4096
 """How many runs' heads are kept as expectations …"""
-MAX_DIGESTS: Final = 32 * 1024 * 1024
-"""… and how many bytes of their history's digests."""
+MAX_HEADS_SIZE: Final = 32 * 1024 * 1024
+"""… and how many bytes they may take, beyond the runs themselves."""
 MAX_CONTRADICTIONS: Final = 5
 """How often in a row a store may answer that what is stored is as expected, and yet not apply the change. It happens
 where the run was written and removed again between its compare-and-swap and its look at what is stored."""
@@ -72,7 +72,7 @@ class _Heads:
 
     def __init__(self) -> None:
         self._heads: OrderedDict[str, Base] = OrderedDict()
-        self._digests = 0
+        self._size = 0
 
     def get(self, run_id: str) -> Base | None:
         return self._heads.get(run_id)
@@ -80,14 +80,14 @@ class _Heads:
     def put(self, run_id: str, head: Base | None) -> None:
         """None: forget it."""
         old = self._heads.pop(run_id, None)
-        self._digests -= len(old.digests) if old else 0
+        self._size -= old.size if old else 0
         if head is None:
             return
         self._heads[run_id] = head
-        self._digests += len(head.digests)
-        while len(self._heads) > MAX_HEADS or self._digests > MAX_DIGESTS:
+        self._size += head.size
+        while len(self._heads) > MAX_HEADS or self._size > MAX_HEADS_SIZE:
             _, oldest = self._heads.popitem(last=False)
-            self._digests -= len(oldest.digests)
+            self._size -= oldest.size
 
 
 class Batcher:
@@ -226,7 +226,7 @@ class Batcher:
     async def _apply(self, work: _Work) -> None:
         costs = {}
         for operation in work.operations:
-            if operation.record_id is not None and work.base is not None:
+            if operation.record_id is not None and work.base is not None and work.base.costs is None:
                 costs[operation.record_id] = await self._store.step_cost(work.run_id, operation.record_id)
         draft = Draft(work.run_id, work.base, costs)
         work.results = []

@@ -22,6 +22,8 @@ from .timestamps import from_text, text_of
 from .validation import FINISHED, RunData, StateData
 
 FILLERS: Final = frozenset({"unknown", "latest"})
+MAX_KNOWN_COSTS: Final = 1000
+"""Of so many steps the costs are kept with what is stored of a run; of a run with more they are read when needed."""
 # Costs add up exactly: the exponents of floats span 2,150 decimal digits.
 _EXACT: Final = Context(prec=2500)
 _UNPRINTABLE: Final = {0: "\ufffd", **dict.fromkeys(range(55296, 57344), "�")}
@@ -56,6 +58,8 @@ class Run:
 
     def identify(self, given: tuple[Any, ...]) -> None:
         """R1: each part is fixed by the first value that is no filler."""
+        if None not in self.identity:
+            return
         known = zip(self.identity, given, strict=True)
         self.identity = tuple(  # type: ignore[assignment]
             old if old is not None or new in FILLERS else new for old, new in known
@@ -198,28 +202,36 @@ class Base:
     digests: bytes
     metadata: str
     """The run's, as JSON text."""
+    costs: dict[str, float | None] | None
+    """Of the run's steps, by record id; None: not known of all."""
 
     @classmethod
     def of(cls, stored: StoredRun) -> Base:
         run = Run.from_document(stored.run, stored.operation_id)
-        return cls(run, stored.history_digests, encode_plain(run.metadata))
+        return cls(run, stored.history_digests, encode_plain(run.metadata), None if run.sequence else {})
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes, beyond the run itself."""
+        return len(self.digests) + 100 * len(self.costs or ())
 
 
 class Draft:
     """One run while operations change it. Each operation checks first and changes then, so that one that fails has
     changed nothing."""
 
-    __slots__ = ("_base", "_metadata", "change", "history", "known_costs", "run", "touched")
+    __slots__ = ("_base", "_costs", "_metadata", "_new_costs", "change", "history", "run", "touched")
 
-    def __init__(self, run_id: str, base: Base | None, known_costs: Mapping[str, float | None] | None = None) -> None:
+    def __init__(self, run_id: str, base: Base | None, read_costs: Mapping[str, float | None] | None = None) -> None:
+        """``read_costs``: of stored steps, by record id, where ``base`` doesn't know them."""
         self._base = base
         self._metadata = base.metadata if base else ""
         self.run: Run | None = _copy(base.run) if base else None
         self.change = Change(run_id, base.run.operation_id if base else None)
         self.history: History | None = None
         """From now on; None: as it was."""
-        self.known_costs = dict(known_costs or {})
-        """Costs of stored steps by record id."""
+        self._costs = base.costs if base else {}
+        self._new_costs = dict(read_costs or {})
         self.touched = False
 
     # --- what operations do ---
@@ -286,7 +298,7 @@ class Draft:
         if self.run is None:
             return False
         self.touched = True
-        self.run, self.history, self.known_costs = None, None, {}
+        self.run, self.history, self._costs, self._new_costs = None, None, {}, {}
         self.change = Change(self.change.run_id, self.change.expected, wipe=True)
         return True
 
@@ -321,8 +333,8 @@ class Draft:
         run.recorded_at = max(run.recorded_at or record.created_at, record.created_at)
         old = None
         if record.record_id is not None:
-            old = self.known_costs.get(record.record_id)
-            self.known_costs[record.record_id] = record.cost_usd
+            old = self._new_costs.get(record.record_id, (self._costs or {}).get(record.record_id))
+            self._new_costs[record.record_id] = record.cost_usd
         run.add_cost(record.cost_usd, old)
         self._put_step(record._replace(sequence=run.next_sequence()))
 
@@ -383,7 +395,10 @@ class Draft:
             digests = self.history.digests
         else:
             digests = self._base.digests if self._base and not self.change.wipe else b""
-        return Base(self.run, digests, self._metadata)
+        costs = self._costs
+        if costs is not None and self._new_costs:
+            costs = {**costs, **self._new_costs} if len(costs) < MAX_KNOWN_COSTS else None
+        return Base(self.run, digests, self._metadata, costs)
 
 
 _FIELDS_OF: Final = attrgetter(*Run.__slots__)

@@ -11,7 +11,7 @@ from enum import Enum
 from math import isfinite
 from typing import Any, Final
 
-from .codec import MAX_DEPTH, fields_of, is_strict, key_text, normalize
+from .codec import MAX_DEPTH, fields_of, keys_as_text, normalize
 from .errors import InvalidStateError
 from .model import RunStatus
 from .timestamps import instant
@@ -30,7 +30,7 @@ def identifier(value: Any, name: str) -> str:
     """G5: a non-empty str of at most 255 characters without NUL and surrogates."""
     if not isinstance(value, str):
         raise _invalid(name, value, "a str")
-    text = str.__str__(value.value if isinstance(value, Enum) else value)
+    text = value if type(value) is str else str.__str__(value.value if isinstance(value, Enum) else value)
     if not text:
         raise _invalid(name, text, "a non-empty str")
     if len(text) > MAX_IDENTIFIER:
@@ -197,8 +197,8 @@ def plain_mapping(
         raw = dict(data)
     if raw is None:
         raise InvalidStateError(f"{what} is a {type(data).__name__}, not a dict", path="$")
+    given = keys_as_text(raw)
     plain = normalize({key: value for key, value in raw.items() if key not in ignored})
-    given = {key if type(key) is str else key_text(key): value for key, value in raw.items()}
     for name in ids:
         if given.get(name) is not None:
             identifier(given[name], name)
@@ -213,8 +213,7 @@ def row_fields(plain: Mapping[str, Any], given: Mapping[str, Any], checks: Mappi
             # As given: in the JSON form a Decimal or bytes would be text. None means the default.
             fields[name] = None if given[name] is None else check(given[name], name)
     if "metadata" in plain:
-        value = plain["metadata"]
-        fields["metadata"] = value if type(value) is dict and is_strict(value) else metadata(given["metadata"])
+        fields["metadata"] = metadata(given["metadata"])
     return fields
 
 
