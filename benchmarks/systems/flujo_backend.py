@@ -90,11 +90,11 @@ class OnPostgres(Flujo):
 
         texts = {
             "first save": queries.INSERT_RUN,
-            "first saves at once": queries.INSERT_RUNS,
+            "first saves at once": queries.batch(("inserted",)),
             "save, the metadata unchanged": queries.UPDATE_RUN[False, True],
-            "saves at once": f"{queries.LOCK_RUNS}; {queries.UPDATE_RUNS[False, True]}",
+            "saves at once": queries.batch(("locked", queries.UPDATES[False, True])),
             "load": queries.LOAD,
-            "step of a lifecycle": queries.PUT_STEPS,
+            "steps at once": queries.batch(("locked", queries.UPDATES[False, False], "steps")),
         }
         return {name: text.replace("{s}.", "") for name, text in texts.items()}
 

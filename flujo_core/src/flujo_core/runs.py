@@ -299,7 +299,7 @@ class Draft:
             return False
         self.touched = True
         self.run, self.history, self._costs, self._new_costs = None, None, {}, {}
-        self.change = Change(self.change.run_id, self.change.expected, wipe=True)
+        self.change = Change(self.change.run_id, self.change.expected, wipe=self.change.expected is not None)
         return True
 
     def record_start(self, data: RunData, details: dict[str, str], now: datetime) -> None:

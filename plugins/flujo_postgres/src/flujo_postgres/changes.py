@@ -1,14 +1,32 @@
-"""How are changes applied? In the transaction of a connection."""
+"""How are changes applied? All of a batch by one statement, behind which comes at most a look at what it left out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 from flujo_core.store import APPLIED, BUSY, Change, Keep, Outcome, StoredRun
 
 from . import queries as sql
+
+Rows = list[tuple[Any, ...]]
+Fetch = Callable[..., Awaitable[Sequence[Any]]]
+"""Runs a statement with its values."""
+
+
+def removes(changes: Sequence[Change]) -> bool:
+    """Whether some of what is stored has to go first, by statements of its own: one statement can't write a row twice.
+    Then it takes a transaction."""
+    return any(_removes(change) for change in changes)
+
+
+def _removes(change: Change) -> bool:
+    return change.expected is not None and (change.wipe or change.drop_trace_spans)
+
+
+def _inserts(change: Change) -> bool:
+    return change.wipe or change.expected is None
 
 
 class Changes:
@@ -21,94 +39,84 @@ class Changes:
     def _sql(self, statement: str) -> str:
         return sql.in_schema(statement, self._schema)
 
-    async def apply(self, connection: Any, changes: Sequence[Change], wait: float) -> list[Outcome]:
-        outcomes = await self._expected(connection, changes, wait)
-        applied = [change for change in changes if outcomes.get(change.run_id) == APPLIED]
-        wiped = [change.run_id for change in applied if change.wipe]
-        if wiped:
-            for statement in sql.WIPE:
-                await connection.execute(self._sql(statement), wiped)
-        inserted = await self._insert(connection, [c for c in applied if c.row and (c.wipe or c.expected is None)])
-        refused = [c.run_id for c in applied if c.row and (c.wipe or c.expected is None) and c.run_id not in inserted]
-        await self._update(connection, [c for c in applied if c.row and not c.wipe and c.expected is not None])
-        await self._put_records(connection, [c for c in applied if c.row and c.run_id not in refused])
-        if refused:
-            stored = await self.stored(connection, refused)
-            outcomes.update({run_id: stored.get(run_id) for run_id in refused})
-        return [outcomes[change.run_id] for change in changes]
+    async def apply(self, fetch: Fetch, changes: Sequence[Change], wait: float) -> set[str]:
+        """The ids of the runs that are written; the others were not as expected, or are locked by others.
 
-    async def _expected(self, connection: Any, changes: Sequence[Change], wait: float) -> dict[str, Outcome]:
-        """Locks the rows that are expected, and tells those apart that are as expected.
-
-        A batch leaves out rows that others have locked, so that it never waits for one of them; a lone change waits.
-        New runs are tried by the insert.
+        A lone change waits for a lock, so many seconds. ``fetch`` runs a statement: of a connection in a transaction if
+        the changes are such that `removes`.
         """
-        known = {change.run_id: change.expected for change in changes if change.expected is not None}
-        outcomes: dict[str, Outcome] = {change.run_id: APPLIED for change in changes if change.expected is None}
-        if not known:
-            return outcomes
-        if len(changes) == 1:
-            await connection.execute(f"SET LOCAL lock_timeout = {milliseconds(wait)}")
-            locked = await connection.fetch(self._sql(sql.LOCK_RUNS), list(known))
+        alone = len(changes) == 1
+        done: set[str] = set()
+        removing = [change for change in changes if _removes(change)]
+        if removing:
+            done = await self._remove(fetch, removing, wait if alone else None)
+            changes = [change for change in changes if not _removes(change) or change.run_id in done]
+        writing = [change for change in changes if change.row]
+        if writing:
+            names, values = _parts(writing, milliseconds(wait if alone else self._lock_timeout), alone=alone)
+            rows = await fetch(self._sql(sql.batch(names)), *values)
+            done = {row[0] for row in rows} | {change.run_id for change in changes if not change.row}
+        return done
+
+    async def _remove(self, fetch: Fetch, changes: Sequence[Change], wait: float | None) -> set[str]:
+        """Locks the runs first; the ids of those that were as expected."""
+        run_ids = [change.run_id for change in changes]
+        if wait is None:
+            found = dict(await fetch(self._sql(sql.LOCK_FREE_RUNS), run_ids))
         else:
-            locked = await connection.fetch(self._sql(sql.LOCK_FREE_RUNS), list(known))
-        found = dict(locked)
-        outcomes.update({run_id: APPLIED for run_id, expected in known.items() if found.get(run_id) == expected})
-        others = [run_id for run_id in known if run_id not in outcomes]
-        if others:
-            stored = await self.stored(connection, others)
-            for run_id in others:
-                held = run_id not in found and run_id in stored
-                outcomes[run_id] = BUSY if held else stored.get(run_id)
-        return outcomes
-
-    async def _insert(self, connection: Any, changes: list[Change]) -> set[str]:
-        if not changes:
-            return set()
-        rows = [(*change.row, change.metadata, given(change.snapshot)) for change in changes if change.row]
-        limit = milliseconds(self._lock_timeout)
-        done = await connection.fetch(self._sql(sql.INSERT_RUNS), *_columns(rows), limit)
-        return {row[0] for row in done}
-
-    async def _update(self, connection: Any, changes: list[Change]) -> None:
-        for (with_metadata, with_snapshot), statement in sql.UPDATE_RUNS.items():
-            rows = [
-                (
-                    *change.row,
-                    *([change.metadata] if with_metadata else []),
-                    *([change.snapshot] if with_snapshot else []),
-                )
-                for change in changes
-                if change.row
-                and isinstance(change.metadata, str) == with_metadata
-                and isinstance(change.snapshot, Keep) != with_snapshot
-            ]
-            if rows:
-                await connection.execute(self._sql(statement), *_columns(rows))
-
-    async def _put_records(self, connection: Any, changes: list[Change]) -> None:
-        async def put(statement: str, rows: list[tuple[Any, ...]]) -> None:
-            if rows:
-                await connection.execute(self._sql(statement), *_columns(rows))
-
-        cuts = [(c.run_id, c.history_length) for c in changes if c.history_length is not None]
-        await put(sql.CUT_HISTORY, cuts)
-        await put(sql.PUT_HISTORY, [(c.run_id, *entry) for c in changes for entry in c.history])
-        await put(sql.PUT_STEPS, [(c.run_id, *step) for c in changes for step in c.steps])
-        dropped = [c.run_id for c in changes if c.drop_trace_spans]
+            found = dict(await fetch(self._sql(sql.WAIT_FOR_RUNS), run_ids, milliseconds(wait)))
+        changes = [change for change in changes if found.get(change.run_id) == change.expected]
+        wiped = [change.run_id for change in changes if change.wipe]
+        dropped = [change.run_id for change in changes if not change.wipe]
+        for statement in sql.WIPE if wiped else ():
+            await fetch(self._sql(statement), wiped)
         if dropped:
-            await connection.execute(self._sql(sql.DROP_TRACE_SPANS), dropped)
-        await put(sql.PUT_SPANS, [(c.run_id, *span) for c in changes for span in c.spans])
-        await put(sql.PUT_TRACES, [(c.run_id, c.trace) for c in changes if c.trace is not None])
-        await put(
-            sql.PUT_DETAILS,
-            [(c.run_id, _hash(key), key, document) for c in changes for key, document in c.details.items()],
-        )
-        await put(sql.INSERT_EVALUATIONS, [(c.run_id, *evaluation) for c in changes for evaluation in c.evaluations])
+            await fetch(self._sql(sql.DROP_TRACE_SPANS), dropped)
+        return {change.run_id for change in changes}
 
     async def stored(self, connection: Any, run_ids: Sequence[str]) -> dict[str, StoredRun]:
         rows = await connection.fetch(self._sql(sql.STORED_RUNS), list(run_ids))
         return {run_id: StoredRun(token, run, digests or b"") for run_id, token, run, digests in rows}
+
+
+def outcome(change: Change, done: Collection[str], stored: Mapping[str, StoredRun]) -> Outcome:
+    """Of a change, after a look at what is stored of those that were not done."""
+    if change.run_id in done:
+        return APPLIED
+    found = stored.get(change.run_id)
+    # As expected, and yet not written: it was locked by another writer.
+    return BUSY if found is not None and found.operation_id == change.expected else found
+
+
+def _parts(changes: Sequence[Change], limit: str, *, alone: bool) -> tuple[tuple[str, ...], list[Any]]:
+    """The parts of the statement that writes the changes, and their values."""
+    parts: list[tuple[str, Sequence[Any]]] = []
+
+    def part(name: str, rows: Rows, *more: Any) -> None:
+        if rows:
+            parts.append((name, [*_columns(rows), *more]))
+
+    known = [change for change in changes if not _inserts(change)]
+    if known:
+        run_ids = [change.run_id for change in known]
+        parts.append(("waited", [run_ids, limit]) if alone else ("locked", [run_ids]))
+    rows_of: dict[tuple[bool, bool], Rows] = {}
+    for change in known:
+        metadata, snapshot = isinstance(change.metadata, str), not isinstance(change.snapshot, Keep)
+        given_documents = [change.metadata] * metadata + [change.snapshot] * snapshot
+        rows_of.setdefault((metadata, snapshot), []).append((*(change.row or ()), *given_documents, change.expected))
+    for kind, name in sql.UPDATES.items():
+        part(name, rows_of.get(kind, []))
+    new = [change for change in changes if _inserts(change)]
+    part("inserted", [(*(c.row or ()), c.metadata, given(c.snapshot)) for c in new], limit)
+    part("cut_history", [(c.run_id, c.history_length) for c in known if c.history_length is not None])
+    part("history", [(c.run_id, *entry) for c in changes for entry in c.history])
+    part("steps", [(c.run_id, *step) for c in changes for step in c.steps])
+    part("spans", [(c.run_id, *span) for c in changes for span in c.spans])
+    part("traces", [(c.run_id, c.trace) for c in changes if c.trace is not None])
+    part("details", [(c.run_id, _hash(key), key, document) for c in changes for key, document in c.details.items()])
+    part("evaluations", [(c.run_id, *evaluation) for c in changes for evaluation in c.evaluations])
+    return tuple(name for name, _ in parts), [value for _, values in parts for value in values]
 
 
 def milliseconds(seconds: float) -> str:
@@ -120,7 +128,7 @@ def given(snapshot: str | Keep | None) -> str | None:
     return None if isinstance(snapshot, Keep) else snapshot
 
 
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+def _columns(rows: Rows) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 

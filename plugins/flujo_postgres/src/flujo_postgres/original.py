@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from flujo_core.errors import MigrationError
 from flujo_core.migrations import VERSIONS_TABLE, Migration
 from flujo_core.original import CHUNK, COLUMNS, selection, transfer
-from flujo_core.store import APPLIED, Change, Migrated
+from flujo_core.store import Change, Migrated
 
 from . import queries as sql
 from . import schema
@@ -138,8 +138,9 @@ class _Taking:
         return await self._count(f"{self._aside}.{table}")
 
     async def put(self, changes: Sequence[Change]) -> None:
-        for change, outcome in zip(changes, await self._changes.apply(self._connection, changes, 0), strict=True):
-            if outcome != APPLIED:
+        written = await self._changes.apply(self._connection.fetch, changes, 0)
+        for change in changes:
+            if change.run_id not in written:
                 raise MigrationError(f"run {change.run_id!r} came twice; this is a bug of the backend")
 
     async def put_system_state(self, key: str, document: str) -> None:

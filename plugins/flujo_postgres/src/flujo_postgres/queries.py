@@ -6,7 +6,8 @@ of its session, so that a pooler in transaction mode may hand each transaction t
 
 from __future__ import annotations
 
-from functools import cache
+import re
+from functools import cache, partial
 from typing import Any, Final
 
 from flujo_core.codec import encode_plain
@@ -64,10 +65,6 @@ INSERT_RUN: Final = (
     f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) SELECT {_marks(_ALL)} WHERE {_lock_timeout(len(_ALL) + 1)} "
     "ON CONFLICT (run_id) DO NOTHING"
 )
-INSERT_RUNS: Final = (
-    f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) SELECT * FROM unnest({_arrays(_ALL)}) "
-    f"WHERE {_lock_timeout(len(_ALL) + 1)} ON CONFLICT (run_id) DO NOTHING RETURNING run_id"
-)
 
 
 def changed_columns(*, metadata: bool, snapshot: bool) -> tuple[str, ...]:
@@ -84,26 +81,16 @@ def _update_run(*, metadata: bool, snapshot: bool) -> str:
     )
 
 
-def _update_runs(*, metadata: bool, snapshot: bool) -> str:
-    names = changed_columns(metadata=metadata, snapshot=snapshot)
-    sets = ", ".join(f"{name} = u.{name}" for name in names[1:])
-    return (
-        f"UPDATE {{s}}.workflow_state w SET {sets} FROM unnest({_arrays(names)}) AS u ({', '.join(names)}) "
-        "WHERE w.run_id = u.run_id"
-    )
-
-
 _BOTH: Final = (False, True)
 UPDATE_RUN: Final = {(m, s): _update_run(metadata=m, snapshot=s) for m in _BOTH for s in _BOTH}
-UPDATE_RUNS: Final = {(m, s): _update_runs(metadata=m, snapshot=s) for m in _BOTH for s in _BOTH}
 STORED_RUNS: Final = (
     "SELECT w.run_id, w.operation_id, w.run, (SELECT string_agg(h.digest, ''::bytea ORDER BY h.position) "
     "FROM {s}.workflow_history h WHERE h.run_id = w.run_id) FROM {s}.workflow_state w WHERE w.run_id = ANY($1::text[])"
 )
-LOCK_RUNS: Final = (
-    "SELECT run_id, operation_id FROM {s}.workflow_state WHERE run_id = ANY($1::text[]) ORDER BY run_id FOR UPDATE"
-)
-LOCK_FREE_RUNS: Final = LOCK_RUNS + " SKIP LOCKED"
+_LOCKED: Final = "SELECT run_id, operation_id FROM {s}.workflow_state WHERE run_id = ANY($1::text[])"
+LOCK_FREE_RUNS: Final = f"{_LOCKED} ORDER BY run_id FOR UPDATE SKIP LOCKED"
+"""Leaves out those that others hold, so that a batch never waits for one of them."""
+WAIT_FOR_RUNS: Final = f"{_LOCKED} AND {_lock_timeout(2)} FOR UPDATE"
 OPERATION_ID: Final = "SELECT operation_id FROM {s}.workflow_state WHERE run_id = $1"
 LOAD: Final = (
     "SELECT w.revision, w.created_at, w.snapshot, (SELECT string_agg(h.entry::text, ',' ORDER BY h.position) "
@@ -124,36 +111,9 @@ WIPE: Final = tuple(
         "workflow_details", "workflow_evaluations",
     )
 )  # fmt: skip
-CUT_HISTORY: Final = (
-    "DELETE FROM {s}.workflow_history h USING unnest($1::text[], $2::int[]) AS u (run_id, length) "
-    "WHERE h.run_id = u.run_id AND h.position >= u.length"
-)
-PUT_HISTORY: Final = (
-    "INSERT INTO {s}.workflow_history (run_id, position, digest, entry) "
-    "SELECT * FROM unnest($1::text[], $2::int[], $3::bytea[], $4::json[]) "
-    "ON CONFLICT (run_id, position) DO UPDATE SET digest = excluded.digest, entry = excluded.entry"
-)
-PUT_STEPS: Final = (
-    "INSERT INTO {s}.workflow_steps "
-    "(run_id, sequence, record_id, step_index, step_name, status, cost_usd, created_at, document) "
-    "SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], "
-    "$7::double precision[], $8::timestamptz[], $9::json[]) "
-    "ON CONFLICT (run_id, record_id) WHERE record_id IS NOT NULL DO UPDATE SET "
-    "step_index = excluded.step_index, step_name = excluded.step_name, status = excluded.status, "
-    "cost_usd = excluded.cost_usd, created_at = excluded.created_at, document = excluded.document"
-)
 STEP_COST: Final = "SELECT cost_usd FROM {s}.workflow_steps WHERE run_id = $1 AND record_id = $2"
 LIST_STEPS: Final = "SELECT document FROM {s}.workflow_steps WHERE run_id = $1 ORDER BY step_index, sequence"
 DROP_TRACE_SPANS: Final = "DELETE FROM {s}.workflow_spans WHERE run_id = ANY($1::text[]) AND from_trace"
-PUT_SPANS: Final = (
-    "INSERT INTO {s}.workflow_spans "
-    "(run_id, span_id, sequence, from_trace, name, status, start_time, end_time, document) "
-    "SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::boolean[], $5::text[], $6::text[], "
-    "$7::double precision[], $8::double precision[], $9::json[]) "
-    "ON CONFLICT (run_id, span_id) DO UPDATE SET "
-    "from_trace = excluded.from_trace, name = excluded.name, status = excluded.status, "
-    "start_time = excluded.start_time, end_time = excluded.end_time, document = excluded.document"
-)
 SPANS: Final = (
     "SELECT document FROM {s}.workflow_spans WHERE run_id = $1 AND ($2::text IS NULL OR status = $2) "
     "AND ($3::text IS NULL OR name = $3) ORDER BY start_time, sequence"
@@ -165,24 +125,109 @@ SPAN_STATISTICS: Final = (
     "AND ($1::text IS NULL OR EXISTS (SELECT 1 FROM {s}.workflow_state w "
     "WHERE w.run_id = s.run_id AND w.pipeline_name = $1 AND w.listed)) GROUP BY s.name, s.status"
 )
-PUT_TRACES: Final = (
-    "INSERT INTO {s}.workflow_traces (run_id, document) SELECT * FROM unnest($1::text[], $2::json[]) "
-    "ON CONFLICT (run_id) DO UPDATE SET document = excluded.document"
-)
 TRACE: Final = "SELECT document FROM {s}.workflow_traces WHERE run_id = $1"
-PUT_DETAILS: Final = (
-    "INSERT INTO {s}.workflow_details (run_id, key_hash, key, document) "
-    "SELECT * FROM unnest($1::text[], $2::bytea[], $3::text[], $4::json[]) "
-    "ON CONFLICT (run_id, key_hash) DO UPDATE SET document = excluded.document"
-)
-INSERT_EVALUATIONS: Final = (
-    "INSERT INTO {s}.workflow_evaluations (run_id, sequence, score, step_name, created_at, document) "
-    "SELECT * FROM unnest($1::text[], $2::bigint[], $3::double precision[], $4::text[], $5::timestamptz[], $6::json[])"
-)
 EVALUATIONS: Final = (
     "SELECT document FROM {s}.workflow_evaluations WHERE $1::text IS NULL OR run_id = $1 "
     "ORDER BY created_at DESC, run_id DESC, sequence DESC LIMIT $2"
 )
+
+# --- a batch is one statement -----------------------------------------------------------------------------------
+
+
+def _rows(types: str) -> str:
+    """The rows of a part, given as one array for each column, run_id first; only those of runs that were written."""
+    arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(types.split(", "), 1))
+    return f"unnest({arrays}) AS u (run_id) WHERE u.run_id IN (SELECT run_id FROM written)"
+
+
+def _update_runs(*, metadata: bool, snapshot: bool) -> str:
+    """The columns, then the expected operation_id."""
+    names = changed_columns(metadata=metadata, snapshot=snapshot)
+    sets = ", ".join(f"{name} = u.{name}" for name in names[1:])
+    return (
+        f"UPDATE {{s}}.workflow_state w SET {sets} "
+        f"FROM unnest({_arrays(names)}, ${len(names) + 1}::bytea[]) AS u ({', '.join(names)}, expected) "
+        "JOIN locked l ON l.run_id = u.run_id AND l.operation_id = u.expected "
+        "WHERE w.run_id = u.run_id RETURNING w.run_id"
+    )
+
+
+UPDATES: Final = {(m, s): f"updated_{int(m)}{int(s)}" for m in _BOTH for s in _BOTH}
+"""The parts that change rows: whether the metadata is given, and the snapshot."""
+_PARTS: Final = {
+    "locked": LOCK_FREE_RUNS,
+    "waited": WAIT_FOR_RUNS,
+    **{name: _update_runs(metadata=m, snapshot=s) for (m, s), name in UPDATES.items()},
+    "inserted": (
+        f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) SELECT * FROM unnest({_arrays(_ALL)}) "
+        f"WHERE {_lock_timeout(len(_ALL) + 1)} ON CONFLICT (run_id) DO NOTHING RETURNING run_id"
+    ),
+    "cut_history": (
+        "DELETE FROM {s}.workflow_history h USING unnest($1::text[], $2::int[]) AS u (run_id, length) "
+        "WHERE h.run_id = u.run_id AND h.position >= u.length AND u.run_id IN (SELECT run_id FROM written)"
+    ),
+    "history": (
+        "INSERT INTO {s}.workflow_history (run_id, position, digest, entry) "
+        f"SELECT * FROM {_rows('text, int, bytea, json')} "
+        "ON CONFLICT (run_id, position) DO UPDATE SET digest = excluded.digest, entry = excluded.entry"
+    ),
+    "steps": (
+        "INSERT INTO {s}.workflow_steps "
+        "(run_id, sequence, record_id, step_index, step_name, status, cost_usd, created_at, document) SELECT * FROM "
+        f"{_rows('text, bigint, text, bigint, text, text, double precision, timestamptz, json')} "
+        "ON CONFLICT (run_id, record_id) WHERE record_id IS NOT NULL DO UPDATE SET "
+        "step_index = excluded.step_index, step_name = excluded.step_name, status = excluded.status, "
+        "cost_usd = excluded.cost_usd, created_at = excluded.created_at, document = excluded.document"
+    ),
+    "spans": (
+        "INSERT INTO {s}.workflow_spans "
+        "(run_id, span_id, sequence, from_trace, name, status, start_time, end_time, document) SELECT * FROM "
+        f"{_rows('text, text, bigint, boolean, text, text, double precision, double precision, json')} "
+        "ON CONFLICT (run_id, span_id) DO UPDATE SET "
+        "from_trace = excluded.from_trace, name = excluded.name, status = excluded.status, "
+        "start_time = excluded.start_time, end_time = excluded.end_time, document = excluded.document"
+    ),
+    "traces": (
+        f"INSERT INTO {{s}}.workflow_traces (run_id, document) SELECT * FROM {_rows('text, json')} "
+        "ON CONFLICT (run_id) DO UPDATE SET document = excluded.document"
+    ),
+    "details": (
+        "INSERT INTO {s}.workflow_details (run_id, key_hash, key, document) "
+        f"SELECT * FROM {_rows('text, bytea, text, json')} "
+        "ON CONFLICT (run_id, key_hash) DO UPDATE SET document = excluded.document"
+    ),
+    "evaluations": (
+        "INSERT INTO {s}.workflow_evaluations (run_id, sequence, score, step_name, created_at, document) "
+        f"SELECT * FROM {_rows('text, bigint, double precision, text, timestamptz, json')}"
+    ),
+}
+
+
+@cache
+def batch(names: tuple[str, ...]) -> str:
+    """One statement that does these parts, in the order of `_PARTS`; it tells the runs that it wrote. The values of
+    each part come behind those of the one before.
+
+    All parts see what was stored when the statement began. So no two may write one row, and what decides whether a run
+    is written is what the lock of its row returns, which is newer. The lock is "locked", which leaves out the rows that
+    others hold, so that a batch never waits for one of them, or "waited" for one run alone.
+    """
+    texts, first = [], 0
+    for name in names:
+        text = _PARTS[name]
+        texts.append(f"{'locked' if name == 'waited' else name} AS ({_MARK.sub(partial(_moved, first), text)})")
+        first += max(int(number) for number in _MARK.findall(text))
+    writing = [name for name in names if name == "inserted" or name in UPDATES.values()]
+    rows = " UNION ALL ".join(f"SELECT run_id FROM {name}" for name in writing)
+    texts.insert(names.index(writing[-1]) + 1, f"written AS ({rows})")
+    return f"WITH {', '.join(texts)} SELECT run_id FROM written"
+
+
+def _moved(first: int, mark: re.Match[str]) -> str:
+    return f"${first + int(mark[1])}"
+
+
+_MARK: Final = re.compile(r"\$([0-9]+)")
 
 # --- the rest ---------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from flujo_core.store import (
 
 from . import concurrently, original, schema
 from . import queries as sql
-from .changes import Changes, given, milliseconds
+from .changes import Changes, given, milliseconds, outcome, removes
 from .connection import CANCEL_TIMEOUT, Connections, Target, roll_back
 from .errors import NOT_YET, ROLLED_BACK, NoAnswer, is_lost, translated
 from .settings import PostgresSettings
@@ -45,7 +45,7 @@ PATIENCE: Final = 0.05
 
 
 class PostgresStore(Store):
-    """A pool of connections. Lone writes of a snapshot are one statement; all others are one transaction."""
+    """A pool of connections. A batch is written by one statement; a removal takes a transaction."""
 
     migrations = "flujo_postgres.migrations"
     migrates_outside_transactions = True
@@ -205,23 +205,48 @@ class PostgresStore(Store):
         return (await self.stored_runs([change.run_id])).get(change.run_id)
 
     async def _commit_all(self, changes: Sequence[Change], wait: float) -> list[Outcome]:
-        async def write(connection: Any) -> list[Outcome]:
-            transaction = connection.transaction()
-            try:
-                await transaction.start()
-                outcomes = await self._changes.apply(connection, changes, wait)
-            except BaseException:
-                await roll_back(connection, transaction)
-                raise
-            applied = [change for change, outcome in zip(changes, outcomes, strict=True) if outcome == APPLIED]
-            await self._last(
-                connection,
-                transaction.commit(),
-                lambda: self._is_applied(connection, applied[0]) if applied else _nothing_applied(),
-            )
-            return outcomes
+        write = self._write_in_transaction if removes(changes) else self._write_at_once
+        done = await self._writing(lambda connection: write(connection, changes, wait))
+        others = [change.run_id for change in changes if change.run_id not in done]
+        try:
+            stored = await self.stored_runs(others) if others else {}
+        except FlujoStateError as error:
+            if done:
+                # Core looks at each: some were written.
+                raise CommitUnknown(error) from None
+            raise
+        return [outcome(change, done, stored) for change in changes]
 
-        return await self._writing(write)
+    async def _write_at_once(self, connection: Any, changes: Sequence[Change], wait: float) -> set[str]:
+        async def is_applied() -> bool | None:
+            # One that was locked by another writer is as expected, and others were written.
+            told = [await self._is_applied(connection, change) for change in changes]
+            return True if True in told else None if None in told else False
+
+        async def fetch(statement: str, *values: Any) -> Sequence[Any]:
+            command = self._stopped_in_time(connection, connection.fetch, statement, *values)
+            rows: Sequence[Any] | None = await self._last(connection, command, is_applied)
+            if rows is None:  # it was stopped after it had ended; which runs it wrote, nobody has heard
+                raise NoAnswer(TimeoutError())
+            return rows
+
+        return await self._changes.apply(fetch, changes, wait)
+
+    async def _write_in_transaction(self, connection: Any, changes: Sequence[Change], wait: float) -> set[str]:
+        transaction = connection.transaction()
+        try:
+            await transaction.start()
+            done = await self._changes.apply(connection.fetch, changes, wait)
+        except BaseException:
+            await roll_back(connection, transaction)
+            raise
+        applied = next((change for change in changes if change.run_id in done), None)
+        await self._last(
+            connection,
+            transaction.commit(),
+            lambda: self._is_applied(connection, applied) if applied else _nothing_applied(),
+        )
+        return done
 
     async def _writing(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Tells core apart what certainly had no effect, what may have had one, and what fails for good."""
@@ -240,6 +265,9 @@ class PostgresStore(Store):
             raise self._translated(error) from None
 
     async def _execute(self, connection: Any, statement: str, *values: Any) -> str:
+        return str(await self._stopped_in_time(connection, connection.execute, statement, *values))
+
+    async def _stopped_in_time(self, connection: Any, run: Callable[..., Awaitable[Result]], *given: Any) -> Result:
         """A statement that commits by itself. At command_timeout the server is asked to stop it, and its answer is
         waited for, which tells whether it did: asyncpg's own timeout doesn't listen any more."""
         loop, limit = asyncio.get_running_loop(), self._settings.command_timeout
@@ -250,7 +278,7 @@ class PostgresStore(Store):
 
         timer = loop.call_later(limit, stop)
         try:
-            return str(await connection.execute(statement, *values, timeout=limit + CANCEL_TIMEOUT))
+            return await run(*given, timeout=limit + CANCEL_TIMEOUT)
         except asyncpg.QueryCanceledError:
             if not stopping:
                 raise
