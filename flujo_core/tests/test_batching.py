@@ -38,10 +38,20 @@ class FaultyStore(MemoryStore):
         self.commits: list[list[str]] = []
         self.late: list[Change] = []
         """A commit whose connection broke, and which the server carries out after it was looked for."""
+        self.under_way: list[str] = []
 
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
-        self.commits.append([change.run_id for change in changes])
-        await asyncio.sleep(0)
+        run_ids = [change.run_id for change in changes]
+        self.commits.append(run_ids)
+        self.under_way += run_ids
+        assert len(set(self.under_way)) == len(self.under_way)
+        try:
+            await asyncio.sleep(0)
+            return await self._commit(changes)
+        finally:
+            self.under_way = [run_id for run_id in self.under_way if run_id not in run_ids]
+
+    async def _commit(self, changes: Sequence[Change]) -> list[Outcome]:
         fault = self.script.pop(0) if self.script else "no fault"
         if fault == "interrupted":
             raise Interrupted(StorageUnavailableError("went away before the commit"))
@@ -70,11 +80,17 @@ class FaultyStore(MemoryStore):
 FAULTS = ("interrupted", "no answer, not applied", "no answer, applied", "no answer, applied late", "busy", "no fault")
 
 
-def faulty(script: list[str], *, deadline: float = 5.0) -> tuple[StateBackend, list[FaultyStore]]:
+def faulty(
+    script: list[str], *, deadline: float = 5.0, size: int = 200, at_once: int = 1
+) -> tuple[StateBackend, list[FaultyStore]]:
     data, stores = _Data(), []
 
+    class Limited(FaultyStore):
+        batch_size = size
+        commits_at_once = at_once
+
     def make() -> FaultyStore:
-        stores.append(FaultyStore(data, script))
+        stores.append(Limited(data, script))
         return stores[-1]
 
     return StateBackend(make, BackendSettings(lock_timeout=deadline)), stores
@@ -88,7 +104,7 @@ async def outcome(call: Any) -> Any:
 
 
 def draw_call(backend: StateBackend, random: Random) -> Any:
-    run_id = random.choice("ab")
+    run_id = random.choice("abcd")
     match random.randrange(6):
         case 0:
             return backend.save_state(run_id, {**STATE, "step_history": list(range(random.randint(0, 3)))})
@@ -113,9 +129,9 @@ def test_g9_every_operation_takes_effect_once_and_in_order(seed: int) -> None:
     async def session(backend: StateBackend, random: Random) -> list[Any]:
         answers: list[Any] = []
         for _ in range(6):
-            calls = [draw_call(backend, random) for _ in range(random.randint(1, 6))]
+            calls = [draw_call(backend, random) for _ in range(random.randint(1, 9))]
             answers.append(await asyncio.gather(*(outcome(call) for call in calls)))
-        for run_id in "ab":
+        for run_id in "abcd":
             loaded = await backend.load_state(run_id)
             steps = await backend.list_run_steps(run_id)
             details = await backend.get_run_details(run_id)
@@ -126,7 +142,8 @@ def test_g9_every_operation_takes_effect_once_and_in_order(seed: int) -> None:
     script = [random.choice(FAULTS) for _ in range(40)]
     calls = random.randint(0, 10**9)
     expected = asyncio.run(session(faulty([])[0], Random(calls)))
-    assert asyncio.run(session(faulty(script)[0], Random(calls))) == expected
+    size, at_once = random.choice([(200, 1), (1, 1), (2, 2), (4, 2), (2, 3)])
+    assert asyncio.run(session(faulty(script, size=size, at_once=at_once)[0], Random(calls))) == expected
 
 
 def test_g9_a_lost_answer_is_recognised_by_the_operation_id() -> None:
@@ -272,6 +289,63 @@ def test_d6_a_run_that_cannot_be_read_fails_no_other() -> None:
         )
         assert isinstance(refused, SchemaTooNewError)
         assert saved == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_g9_batches_side_by_side(at_once: int) -> None:
+    """As many as the store takes, and none for fewer than half a batch."""
+    begun: list[str] = []
+    going_on = asyncio.Event()
+
+    class Slow(MemoryStore):
+        batch_size = 4
+        commits_at_once = at_once
+
+        async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+            begun.append("".join(change.run_id for change in changes))
+            await going_on.wait()
+            return await super().commit(changes)
+
+    async def main() -> None:
+        data = _Data()
+        backend = StateBackend(lambda: Slow(data), BackendSettings())
+        saves = [asyncio.create_task(backend.save_state(run_id, STATE)) for run_id in "abcdefghi"]
+        await asyncio.sleep(0.01)
+        assert begun == ["abcd", "efgh"][:at_once]
+        going_on.set()
+        assert await asyncio.gather(*saves) == [1] * 9
+        assert "".join(begun) == "abcdefghi"
+        await backend.shutdown()
+
+    asyncio.run(main())
+
+
+def test_g12_what_waits_for_a_locked_run_holds_up_no_other() -> None:
+    locked = [True]
+    free = asyncio.Event()
+
+    class Held(MemoryStore):
+        async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+            if len(changes) == 1 and changes[0].run_id == "locked" and locked:
+                locked.pop()
+                return [BUSY]
+            if len(changes) == 1 and changes[0].run_id == "locked":
+                await free.wait()
+            return await super().commit(changes)
+
+    async def main() -> None:
+        data = _Data()
+        backend = StateBackend(lambda: Held(data), BackendSettings())
+        saves = []
+        for _ in range(3):
+            saves.append(asyncio.create_task(backend.save_state("locked", STATE)))
+            await asyncio.sleep(0.001)
+        assert await asyncio.wait_for(backend.save_state("another", STATE), 5) == 1
+        free.set()
+        assert await asyncio.gather(*saves) == [1, 2, 3]
+        await backend.shutdown()
 
     asyncio.run(main())
 

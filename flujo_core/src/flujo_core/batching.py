@@ -1,9 +1,10 @@
 """How do many small writes become few commits? Group commit, without a timer.
 
-While one batch is being committed, the next one gathers; a write that finds nothing under way goes at once. Operations
-on one run apply in call order, each on what the one before it left; a run is named once in a batch. The heads of
-recently written runs are kept as the *expectation* of the next commit: if another process wrote meanwhile, the store
-answers with what is there instead, and the operations are applied anew to that.
+While one batch is being committed, the next one gathers; a write that finds nothing under way goes at once. A store may
+take several batches side by side, of different runs. Operations on one run apply in call order, each on what the one
+before it left; a run is named once in a batch. The heads of recently written runs are kept as the *expectation* of the
+next commit: if another process wrote meanwhile, the store answers with what is there instead, and the operations are
+applied anew to that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from .errors import FlujoStateError, OutcomeUnknownError, StorageError
 from .runs import Base, Draft
 from .store import APPLIED, BUSY, Change, CommitUnknown, Interrupted, Outcome, Store, StoredRun
 
-MAX_OPERATIONS: Final = 200
 MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_HEADS: Final = 4096
 """How many runs' heads are kept as expectations …"""
@@ -98,39 +98,67 @@ class Batcher:
         self._deadline = deadline
         self._waiting: deque[Operation] = deque()
         self._heads = _Heads()
-        self._task: asyncio.Task[None] | None = None
+        self._lanes: set[asyncio.Task[None]] = set()
+        """What commits batch after batch, while there is something to gather."""
+        self._beginning = False
+        """Whether there is a lane that hasn't gathered its first batch yet."""
+        self._writing: set[str] = set()
+        """Runs of the batches under way."""
         self._apart: dict[str, asyncio.Task[None]] = {}
         """Runs that another writer held up: each is committed alone, beside the batches."""
 
     async def submit(self, operation: Operation) -> Any:
         """The operation's result, once it is durable. A cancelled caller's write is not begun, or ends."""
         self._waiting.append(operation)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="flujo group commit")
-            # A task that is cancelled before it begins runs no line of its own.
-            self._task.add_done_callback(lambda task: self._end() if self._task is task else None)
+        self._begin_if_due()
         return await operation.future
 
     async def drain(self) -> None:
         """Wait until everything submitted is settled."""
-        while self._task is not None or self._apart:
-            tasks = [*self._apart.values()] + ([self._task] if self._task else [])
+        while tasks := [*self._lanes, *self._apart.values()]:
             await asyncio.wait(tasks)
 
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                batch = self._gather()
-                if batch:
-                    await self._settle(batch)
-                elif self._apart:
-                    await asyncio.wait(list(self._apart.values()), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._end()
+    def _begin_if_due(self) -> None:
+        """Begin a lane, if there is none, or if many operations wait and the store takes one more batch."""
+        if not self._waiting or self._beginning:
+            return
+        many = len(self._waiting) >= self._store.batch_size // 2
+        if self._lanes and not (many and len(self._lanes) < self._store.commits_at_once):
+            return
+        self._beginning = True
+        lane = asyncio.get_running_loop().create_task(self._run(), name="flujo group commit")
+        self._lanes.add(lane)
+        lane.add_done_callback(self._ended)
 
-    def _end(self) -> None:
-        self._task = None
-        # Only a cancelled task leaves operations behind: the loop is ending.
+    async def _run(self) -> None:
+        lane = asyncio.current_task()
+        assert lane is not None
+        try:
+            while batch := self._gather():
+                self._beginning = False
+                self._begin_if_due()
+                runs = {work.run_id for work in batch}
+                self._writing |= runs
+                try:
+                    await self._settle(batch)
+                finally:
+                    self._writing -= runs
+        finally:
+            # At once, for whoever submits next. Operations that are left wait for a run of another lane, which goes on
+            # with them, or for one apart, at whose end a lane begins.
+            self._lanes.discard(lane)
+            self._beginning = False
+
+    def _ended(self, lane: asyncio.Task[None]) -> None:
+        """A task that is cancelled before it begins runs no line of its own."""
+        if lane in self._lanes:
+            self._lanes.discard(lane)
+            self._beginning = False
+        if not self._lanes and (lane.cancelled() or lane.exception()):
+            self._cancel_waiting()
+
+    def _cancel_waiting(self) -> None:
+        """The loop is ending."""
         for operation in self._waiting:
             _cancel(operation)
         self._waiting.clear()
@@ -139,9 +167,9 @@ class Batcher:
         """The next batch, in byte order of run_id (text sorts as its UTF-8); what can't go yet stays in order."""
         by_run: dict[str, list[Operation]] = {}
         left: list[Operation] = []
-        blocked = set(self._apart)
+        blocked = self._writing.union(self._apart)
         count = size = 0
-        while self._waiting and count < MAX_OPERATIONS and (size < MAX_BYTES or not count):
+        while self._waiting and count < self._store.batch_size and (size < MAX_BYTES or not count):
             operation = self._waiting.popleft()
             if operation.future.cancelled():
                 continue
@@ -307,6 +335,9 @@ class Batcher:
                 del self._apart[work.run_id]
             if task.cancelled():  # perhaps before it began
                 _fail(work.operations, asyncio.CancelledError())
+                if not self._lanes:
+                    self._cancel_waiting()
+            self._begin_if_due()
 
         task = asyncio.get_running_loop().create_task(self._settle([work]), name="flujo commit of a locked run")
         self._apart[work.run_id] = task

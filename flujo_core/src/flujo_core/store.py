@@ -227,8 +227,9 @@ class Store(ABC):
     each of the others waits and tries again by itself, up to its limit. No method blocks the loop; what would block
     runs in a thread.
 
-    A method may be called concurrently with any other. Of two commits at once, one is a lone change of a run that was
-    BUSY. Any call may be cancelled, the opening too: no lock, transaction or connection stays behind.
+    A method may be called concurrently with any other. Of commits at once no two name the same run: they are at most
+    ``commits_at_once`` batches, and lone changes of runs that were BUSY. Any call may be cancelled, the opening too: no
+    lock, transaction or connection stays behind.
 
     Several stores of one process on one database are normal: for several handles and event loops, and for a migration
     beside them. A forked child makes stores of its own and never touches its parent's.
@@ -258,6 +259,11 @@ class Store(ABC):
     schema, and `migrate` is never called."""
     migrates_outside_transactions: ClassVar[bool] = False
     """Whether `migrate` takes a step whose ``transaction`` is False; else such a file is refused."""
+    batch_size: ClassVar[int] = 200
+    """The most operations of one batch."""
+    commits_at_once: ClassVar[int] = 1
+    """How many batches may be on their way. More than one pay where another process does the work: while it writes one
+    batch, the next is prepared. A further one begins once half of ``batch_size`` wait."""
 
     @property
     @abstractmethod

@@ -49,6 +49,9 @@ class PostgresStore(Store):
 
     migrations = "flujo_postgres.migrations"
     migrates_outside_transactions = True
+    # The server writes one batch while Python prepares the next; both take about as long for an operation.
+    batch_size = 32
+    commits_at_once = 2
 
     def __init__(self, target: Target, settings: PostgresSettings) -> None:
         self._settings = settings
