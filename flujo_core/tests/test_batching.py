@@ -83,7 +83,7 @@ FAULTS = ("interrupted", "no answer, not applied", "no answer, applied", "no ans
 def faulty(
     script: list[str], *, deadline: float = 5.0, size: int = 200, at_once: int = 1
 ) -> tuple[StateBackend, list[FaultyStore]]:
-    data, stores = _Data(), []
+    data, stores = _Data(), list[FaultyStore]()
 
     class Limited(FaultyStore):
         batch_size = size
