@@ -70,10 +70,10 @@ def _is_plain(value: Any, levels: int) -> bool:
             return False
         value = value.values()
     kinds = set(map(type, value))
-    if not kinds <= _PLAIN:
-        return False
     if kinds <= _LEAVES:
         return True
+    if not kinds <= _PLAIN:
+        return False
     for item in value:
         kind = type(item)
         if kind is dict or kind is list:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Context, Decimal, localcontext
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from operator import attrgetter
 from typing import Any, Final
 
@@ -174,24 +174,41 @@ def _shown(text: str | None) -> str | None:
     return text if text is None else text.translate(_UNPRINTABLE)
 
 
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Of the entries of a step_history."""
+
+    each: bytes
+    """Those of the entries, joined."""
+    whole: bytes | None = None
+    """That of all entries together; None: not known."""
+
+    def __len__(self) -> int:
+        return len(self.each) // DIGEST_SIZE
+
+
+@dataclass(frozen=True, slots=True)
 class History:
-    """The entries of step_history, as JSON texts in UTF-8, and their digests, joined."""
+    """The entries of step_history, as JSON texts in UTF-8."""
 
-    __slots__ = ("digests", "entries")
+    entries: list[bytes]
 
-    def __init__(self, entries: list[bytes]) -> None:
-        self.entries = entries
-        self.digests = b"".join([blake2b(entry, digest_size=DIGEST_SIZE).digest() for entry in entries])
-
-    def beside(self, stored: bytes) -> list[HistoryEntry]:
-        """Those that differ from what is stored, of which these are the digests (S8)."""
-        # Most histories only grow at their end.
-        same = len(stored) // DIGEST_SIZE if self.digests.startswith(stored) else 0
-        return [
-            HistoryEntry(position, self.digests[at : at + DIGEST_SIZE], self.entries[position].decode())
-            for position in range(same, len(self.entries))
-            if stored[(at := position * DIGEST_SIZE) : at + DIGEST_SIZE] != self.digests[at : at + DIGEST_SIZE]
+    def beside(self, stored: Digests) -> tuple[list[HistoryEntry], Digests]:
+        """The entries that differ from what is stored (S8), and the digests of all."""
+        # Most histories only grow at their end, and one digest of all the rest is made more quickly than one of each.
+        whole = sha256(self._joined(0, len(stored)))
+        same = len(stored) if whole.digest() == stored.whole else 0
+        whole.update(self._joined(len(stored), None))
+        new = [blake2b(entry, digest_size=DIGEST_SIZE).digest() for entry in self.entries[same:]]
+        differing = [
+            HistoryEntry(position, digest, self.entries[position].decode())
+            for position, digest in enumerate(new, same)
+            if stored.each[(at := position * DIGEST_SIZE) : at + DIGEST_SIZE] != digest
         ]
+        return differing, Digests(stored.each[: same * DIGEST_SIZE] + b"".join(new), whole.digest())
+
+    def _joined(self, start: int, end: int | None) -> bytes:
+        return b",".join([*self.entries[start:end], b""])
 
 
 @dataclass(slots=True)
@@ -199,7 +216,7 @@ class Base:
     """What is stored of a run, as far as core knows: the expectation of the next commit, never an answer."""
 
     run: Run
-    digests: bytes
+    digests: Digests
     metadata: str
     """The run's, as JSON text."""
     costs: dict[str, float | None] | None
@@ -208,19 +225,19 @@ class Base:
     @classmethod
     def of(cls, stored: StoredRun) -> Base:
         run = Run.from_document(stored.run, stored.operation_id)
-        return cls(run, stored.history_digests, encode_plain(run.metadata), None if run.sequence else {})
+        return cls(run, Digests(stored.history_digests), encode_plain(run.metadata), None if run.sequence else {})
 
     @property
     def size(self) -> int:
         """About how many bytes it takes, beyond the run itself."""
-        return len(self.digests) + 100 * len(self.costs or ())
+        return len(self.digests.each) + 100 * len(self.costs or ())
 
 
 class Draft:
     """One run while operations change it. Each operation checks first and changes then, so that one that fails has
     changed nothing."""
 
-    __slots__ = ("_base", "_costs", "_metadata", "_new_costs", "change", "history", "run", "touched")
+    __slots__ = ("_base", "_costs", "_digests", "_metadata", "_new_costs", "change", "history", "run", "touched")
 
     def __init__(self, run_id: str, base: Base | None, read_costs: Mapping[str, float | None] | None = None) -> None:
         """``read_costs``: of stored steps, by record id, where ``base`` doesn't know them."""
@@ -230,6 +247,7 @@ class Draft:
         self.change = Change(run_id, base.run.operation_id if base else None)
         self.history: History | None = None
         """From now on; None: as it was."""
+        self._digests: Digests | None = None
         self._costs = base.costs if base else {}
         self._new_costs = dict(read_costs or {})
         self.touched = False
@@ -381,9 +399,9 @@ class Draft:
         if fresh and isinstance(change.snapshot, Keep):
             change.snapshot = None
         if self.history is not None:
-            stored = b"" if fresh or self._base is None else self._base.digests
-            change.history = self.history.beside(stored)
-            if len(self.history.digests) < len(stored):
+            stored = Digests(b"") if fresh or self._base is None else self._base.digests
+            change.history, self._digests = self.history.beside(stored)
+            if len(self._digests) < len(stored):
                 change.history_length = len(self.history.entries)
         return change
 
@@ -391,10 +409,9 @@ class Draft:
         """What is stored once the change is applied."""
         if self.run is None:
             return None
-        if self.history is not None:
-            digests = self.history.digests
-        else:
-            digests = self._base.digests if self._base and not self.change.wipe else b""
+        digests = self._digests
+        if digests is None:
+            digests = self._base.digests if self._base and not self.change.wipe else Digests(b"")
         costs = self._costs
         if costs is not None and self._new_costs:
             costs = {**costs, **self._new_costs} if len(costs) < MAX_KNOWN_COSTS else None
