@@ -104,7 +104,7 @@ class StateBackend(Administration):
         for name, default in STATE_DEFAULTS.items():
             if name not in state:
                 state[name] = default()
-        state["run_id"], state["step_history"] = run_id, decode(f"[{found.history}]")
+        state["run_id"], state["step_history"] = run_id, decode(f"[{found.history}]") if found.history else []
         state["created_at"], state["updated_at"] = found.created_at, from_text(state["updated_at"])
         state["revision"] = found.revision
         return state
