@@ -227,6 +227,30 @@ async def test_m4_a_count_by_status_reads_nothing_but_the_index(filled: Place) -
         await connection.close()
 
 
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("lock", ["locked", "waited"])
+@in_loop
+async def test_s8_a_batch_finds_its_runs_by_their_ids(filled: Place, lock: str, mode: str) -> None:
+    """However many there are, and for the tables of records too once they are large."""
+    connection = await filled.connect()
+    try:
+        await connection.execute(f"SET plan_cache_mode = {mode}; SET enable_seqscan = off")
+        names = (lock, *sql.UPDATES.values(), "inserted", "cut_history", "history", "steps", "spans", "evaluations")
+        statement = await connection.prepare(f"EXPLAIN (FORMAT JSON) {sql.in_schema(sql.batch(names), filled.schema)}")
+        values = [
+            "1000" if kind.name == "text" else ["run7"] if kind.name == "text[]" else []
+            for kind in statement.get_parameters()
+        ]
+        [[plan]] = await statement.fetch(*values)
+        assert "Seq Scan" not in {node["Node Type"] for node in nodes(json.loads(plan)[0]["Plan"])}
+        await connection.execute("SET enable_seqscan = on")
+        [[plan]] = await statement.fetch(*values)
+        found = nodes(json.loads(plan)[0]["Plan"])
+        assert "workflow_state" not in {node.get("Relation Name") for node in found if node["Node Type"] == "Seq Scan"}
+    finally:
+        await connection.close()
+
+
 @in_loop
 async def test_m4_the_backend_sends_these_queries(filled: Place) -> None:
     """What the plans above are of is what `list_runs` asks: the index answers for it."""
