@@ -114,15 +114,17 @@ class Connection:
             limit = f"{self._settings.connect_timeout:g} s (connect_timeout)"
             raise StorageTimeoutError(f"{self._path} did not open within {limit}; check the disk") from None
 
-    async def read(self, work: Callable[[Raw], Result]) -> Result:
-        """The result of ``work``, which sees one state of the file. It is stopped if the caller is cancelled."""
+    async def read(self, work: Callable[[Raw], Result], *, in_one_view: bool = True) -> Result:
+        """The result of ``work``, which sees one state of the file: a single statement does so by itself, without
+        ``in_one_view``. It is stopped if the caller is cancelled."""
 
-        def in_one_view(use: _Use) -> Result:
+        def reading(use: _Use) -> Result:
             with use.cursor(self._open_database()) as raw:
-                raw.execute("BEGIN")
+                if in_one_view:
+                    raw.execute("BEGIN")
                 return work(raw)
 
-        return await self._run(in_one_view, stops=True)
+        return await self._run(reading, stops=True)
 
     async def write(self, work: Callable[[Raw], Result], limit: float | None = None) -> Result:
         """The result of ``work``, done in one transaction. One that has begun goes on to its end, or to ``limit``

@@ -112,7 +112,8 @@ RUN_STATISTICS: Final = (
     "coalesce(sum(execution_time_ms), 0) FROM workflow_state WHERE listed GROUP BY status, is_background_task"
 )
 # Not from the information_schema: a view of all columns of all tables takes DuckDB 30 ms.
-COLUMNS: Final = "SELECT table_name, column_name FROM duckdb_columns() WHERE schema_name = 'main'"
+TABLES: Final = "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'"
+COLUMNS: Final = "PRAGMA table_info('{table}')"
 CREATE_VERSIONS: Final = """
 CREATE TABLE IF NOT EXISTS {table} (
     version INTEGER NOT NULL,
@@ -140,7 +141,7 @@ INSERT_VERSION: Final = (
 # --- lists ------------------------------------------------------------------------------------------------------
 
 COUNT_TERMS: Final = (
-    "SELECT term, count(*) FROM workflow_metadata_terms WHERE term IN (SELECT unnest(?::BIGINT[])) GROUP BY term"
+    "SELECT term, count(*) FROM workflow_metadata_terms WHERE list_contains(?::BIGINT[], term) GROUP BY term"
 )
 
 

@@ -29,18 +29,18 @@ def refuse_foreign(raw: duckdb.DuckDBPyConnection, path: Path) -> None:
     for table in (*TABLE_OF.values(), "workflow_state"):
         # A table that records a series has these columns itself.
         recorded_in = table if table in TABLE_OF.values() else VERSIONS_TABLE
-        if table in tables and not tables.get(recorded_in, set()) >= VERSION_COLUMNS:
+        if table in tables and not (recorded_in in tables and _columns(raw, recorded_in) >= VERSION_COLUMNS):
             raise UnsupportedStorageError(
                 f"{path} has a table {table} that this library did not make; name another file"
             )
 
 
-def _tables(raw: duckdb.DuckDBPyConnection) -> dict[str, set[str]]:
-    """The columns of each, in one query: the first one after opening takes DuckDB 10 ms and more."""
-    tables: dict[str, set[str]] = {}
-    for table, column in raw.execute(sql.COLUMNS).fetchall():
-        tables.setdefault(table.lower(), set()).add(column)
-    return tables
+def _tables(raw: duckdb.DuckDBPyConnection) -> set[str]:
+    return {table.lower() for (table,) in raw.execute(sql.TABLES).fetchall()}
+
+
+def _columns(raw: duckdb.DuckDBPyConnection, table: str) -> set[str]:
+    return {row[1] for row in raw.execute(sql.COLUMNS.format(table=table)).fetchall()}
 
 
 def applied(raw: duckdb.DuckDBPyConnection) -> list[AppliedMigration]:

@@ -102,7 +102,7 @@ class DuckDBStore(Store):
     # --- reading -------------------------------------------------------------------------------------------------
 
     async def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        return await self._connection.read(lambda raw: raw.execute(statement, values).fetchall())
+        return await self._connection.read(lambda raw: raw.execute(statement, values).fetchall(), in_one_view=False)
 
     async def _documents(self, statement: str, *values: Any) -> list[str]:
         return [row[0] for row in await self._rows(statement, *values)]
@@ -129,20 +129,18 @@ class DuckDBStore(Store):
         return await self._connection.read(read)
 
     async def list_runs(self, query: RunQuery) -> list[str]:
-        def read(raw: Raw) -> list[str]:
-            if not query.metadata_filter:
-                return [row[0] for row in raw.execute(*sql.select_runs(query, None)).fetchall()]
-            return list(islice(islice(_matches(raw, query), query.offset, None), query.limit))
-
-        return await self._connection.read(read)
+        if not query.metadata_filter:
+            statement, values = sql.select_runs(query, None)
+            return await self._documents(statement, *values)
+        return await self._connection.read(
+            lambda raw: list(islice(islice(_matches(raw, query), query.offset, None), query.limit))
+        )
 
     async def count_runs(self, query: RunQuery) -> int:
-        def read(raw: Raw) -> int:
-            if not query.metadata_filter:
-                return int(raw.execute(*sql.count_runs(query)).fetchall()[0][0])
-            return sum(1 for _ in _matches(raw, query))
-
-        return await self._connection.read(read)
+        if not query.metadata_filter:
+            statement, values = sql.count_runs(query)
+            return int((await self._rows(statement, *values))[0][0])
+        return await self._connection.read(lambda raw: sum(1 for _ in _matches(raw, query)))
 
     async def run_details(self, run_id: str) -> tuple[str, dict[str, str]] | None:
         def read(raw: Raw) -> tuple[str, dict[str, str]] | None:
