@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from math import isfinite
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bars import judge
-from benchmarks.measuring import Measurement, Pair, Plan
+from benchmarks.measuring import Measurement, Pair, Plan, Worker
 from benchmarks.page import text
 from benchmarks.results import Figure, Measured, Results
 from benchmarks.systems import SYSTEMS, System
@@ -68,6 +69,26 @@ def test_it_prints_a_table_and_writes_finite_figures(tmp_path: Path) -> None:
 def test_a_wrong_argument_is_told_in_one_line(arguments: list[str]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_system_stands_still_while_it_is_not_its_turn(tmp_path: Path) -> None:
+    worker = Worker("aiosqlite", f"sqlite:///{tmp_path}/x.db")
+    try:
+        for _ in range(2):
+            worker.measure("load, one at a time", 1)
+            _, status = os.waitpid(worker._process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+    finally:
+        worker.end(at_once=False)
+    assert worker._process.returncode == 0
+
+
+def test_a_profile_tells_where_the_time_goes() -> None:
+    line = [sys.executable, "-m", "benchmarks.profile", "save, 64 at once", "--database", "SQLite", "--seconds", "0.1"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("all", "waiting", "flujo_core.codec", "aiosqlite"):
+        assert f" {part} " in done.stdout
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
