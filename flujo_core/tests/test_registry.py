@@ -76,6 +76,29 @@ def test_d4_nothing_is_imported_to_open_but_what_is_needed(plugins: PluginFolder
     assert done.stdout.split() == ["3", "False"]
 
 
+def test_d4_distributions_are_read_again_only_after_an_installation(
+    plugins: PluginFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.plugin("flujo-redis", "redis")
+    find_plugin("redis")
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "distributions", lambda: pytest.fail("they were read again"))
+        assert find_plugin("redis").name == "redis"
+    plugins.plugin("flujo-mongo", "mongo")
+    assert find_plugin("mongo").name == "mongo"
+
+
+def test_d4_what_was_half_installed_at_the_first_look_is_found_at_the_next(plugins: PluginFolder) -> None:
+    plugins.plugin("flujo-redis", "redis")
+    entries = next(plugins.path.glob("flujo_redis*.dist-info")) / "entry_points.txt"
+    text = entries.read_text(encoding="utf-8")
+    entries.unlink()
+    with pytest.raises(UnknownSchemeError):
+        find_plugin("redis")
+    entries.write_text(text, encoding="utf-8")
+    assert find_plugin("redis").name == "redis"
+
+
 # --- the five errors --------------------------------------------------------------------------------------------------
 
 

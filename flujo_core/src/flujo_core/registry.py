@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
 from traceback import format_exception_only
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -76,8 +78,11 @@ def find_plugin(scheme: str) -> BackendSpec:
     Raises one of the five kinds of `PluginError`, each with what to do next (D4).
     """
     scheme = scheme.lower()
-    claims = list(_claims())
-    ours = [claim for claim in claims if claim.scheme == scheme]
+    ours = [claim for claim in _claims() if claim.scheme == scheme]
+    if not ours:
+        _claims_of.cache_clear()  # an installation may have been under way
+        claims = _claims()
+        ours = [claim for claim in claims if claim.scheme == scheme]
     if not ours:
         _refuse_unknown(scheme, {claim.scheme for claim in claims})
     return _chosen(ours)
@@ -128,20 +133,33 @@ _STATUS: Final[dict[type[PluginError], str]] = {
 }
 
 
-def _claims() -> Iterator[_Claim]:
+def _claims() -> tuple[_Claim, ...]:
     """Entry points of our group. A distribution that is on the path twice counts once, as it does for an import."""
-    seen: set[str] = set()
+    return _claims_of(tuple((place, _changed(place)) for place in sys.path), tuple(sys.meta_path))
+
+
+@lru_cache(maxsize=1)
+def _claims_of(*_: object) -> tuple[_Claim, ...]:
+    """Kept until something is installed or removed, which changes the folder that it is in: to read all distributions
+    takes milliseconds, in which a loop would stand still for every backend that is opened."""
+    found: dict[str, list[_Claim]] = {}
     for distribution in metadata.distributions():
         entries = _entry_points(distribution)
         if not entries:
             continue
         fields: Any = distribution.metadata or {}  # empty where an uninstall left half of it
         name = fields.get("Name") or "unnamed distribution"
+        version = fields.get("Version") or "(unknown version)"
         key = re.sub(r"[-_.]+", "-", name).lower()
-        if key not in seen:
-            seen.add(key)
-            version = fields.get("Version") or "(unknown version)"
-            yield from (_Claim(entry.name.lower(), name, version, entry) for entry in entries)
+        found.setdefault(key, [_Claim(entry.name.lower(), name, version, entry) for entry in entries])
+    return tuple(chain.from_iterable(found.values()))
+
+
+def _changed(place: str) -> int | None:
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _entry_points(distribution: metadata.Distribution) -> list[metadata.EntryPoint]:
