@@ -23,9 +23,9 @@ from . import queries as sql
 from .errors import is_refused
 
 
-def refuse_foreign(raw: duckdb.DuckDBPyConnection, path: Path) -> None:
+def applied(raw: duckdb.DuckDBPyConnection, path: Path) -> list[AppliedMigration]:
     """Raise for a file that this library can't keep its tables in; one with other tables beside is fine."""
-    tables = _tables(raw)
+    tables = {table.lower() for (table,) in raw.execute(sql.TABLES).fetchall()}
     for table in (*TABLE_OF.values(), "workflow_state"):
         # A table that records a series has these columns itself.
         recorded_in = table if table in TABLE_OF.values() else VERSIONS_TABLE
@@ -33,18 +33,6 @@ def refuse_foreign(raw: duckdb.DuckDBPyConnection, path: Path) -> None:
             raise UnsupportedStorageError(
                 f"{path} has a table {table} that this library did not make; name another file"
             )
-
-
-def _tables(raw: duckdb.DuckDBPyConnection) -> set[str]:
-    return {table.lower() for (table,) in raw.execute(sql.TABLES).fetchall()}
-
-
-def _columns(raw: duckdb.DuckDBPyConnection, table: str) -> set[str]:
-    return {row[1] for row in raw.execute(sql.COLUMNS.format(table=table)).fetchall()}
-
-
-def applied(raw: duckdb.DuckDBPyConnection) -> list[AppliedMigration]:
-    tables = _tables(raw)
     return [
         AppliedMigration.of_row(row, series)
         for series, table in TABLE_OF.items()
@@ -53,12 +41,15 @@ def applied(raw: duckdb.DuckDBPyConnection) -> list[AppliedMigration]:
     ]
 
 
+def _columns(raw: duckdb.DuckDBPyConnection, table: str) -> set[str]:
+    return {row[1] for row in raw.execute(sql.COLUMNS.format(table=table)).fetchall()}
+
+
 def migrate(
     raw: duckdb.DuckDBPyConnection, path: Path, step: Migration, expected: Sequence[AppliedMigration]
 ) -> Migrated:
     """Writers of a file are one process and come one after the other, so there is no other lock to take."""
-    refuse_foreign(raw, path)
-    if applied(raw) != list(expected):
+    if applied(raw, path) != list(expected):
         return "changed"
     table = TABLE_OF[step.series]
     raw.execute(sql.CREATE_VERSIONS.format(table=table))

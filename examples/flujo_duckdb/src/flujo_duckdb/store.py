@@ -54,9 +54,6 @@ class DuckDBStore(Store):
 
     async def open(self, *, create: bool) -> None:
         await self._connection.open(create=create)
-        if self._connection.is_open:
-            # Before anything in the file is changed.
-            await self._connection.read(lambda raw: schema.refuse_foreign(raw, self._path))
 
     async def close(self) -> None:
         await self._connection.close()
@@ -71,7 +68,9 @@ class DuckDBStore(Store):
         return str(self._path)
 
     async def applied_migrations(self) -> list[AppliedMigration]:
-        return await self._connection.read(schema.applied) if self._connection.is_open else []
+        if not self._connection.is_open:
+            return []
+        return await self._connection.read(lambda raw: schema.applied(raw, self._path))
 
     async def migrate(self, step: Migration, expected: Sequence[AppliedMigration]) -> Migrated:
         limit = self._settings.migration_timeout
@@ -208,7 +207,9 @@ def _put_row(raw: Raw, change: Change, *, fresh: bool) -> None:
     if isinstance(change.metadata, str):
         if not fresh:
             raw.execute(sql.DELETE_TERMS, (change.run_id,))
-        raw.execute(sql.INSERT_TERMS, (change.run_id, sorted(document_terms(decode_plain(change.metadata)))))
+        terms = sorted(document_terms(decode_plain(change.metadata)))
+        if terms:
+            raw.execute(sql.INSERT_TERMS, (change.run_id, terms))
 
 
 def _put_records(raw: Raw, change: Change) -> None:
@@ -276,8 +277,10 @@ def _stored(raw: Raw, run_id: str) -> StoredRun | None:
 def _matches(raw: Raw, query: RunQuery) -> Iterator[str]:
     """The ``run`` documents, in order: of the runs that hold the filter's rarest term, those that contain all of it."""
     terms = sql.terms_of(query)
-    counts = dict(raw.execute(sql.COUNT_TERMS, (terms,)).fetchall())
-    raw.execute(*sql.select_runs(query, min(terms, key=lambda term: counts.get(term, 0))))
+    if len(terms) > 1:
+        counts = dict(raw.execute(sql.COUNT_TERMS, (terms,)).fetchall())
+        terms.sort(key=lambda term: counts.get(term, 0))
+    raw.execute(*sql.select_runs(query, terms[0]))
     while rows := raw.fetchmany(500):
         for run, metadata in rows:
             if contains(decode_plain(metadata), query.metadata_filter):
