@@ -9,8 +9,12 @@ from typing import Any, Final
 from benchmarks import cold_start
 from benchmarks.samples import STEPS, step_record
 from flujo_core import StateBackend, open_backend
+from flujo_core.store import PROGRESS
 
 from . import database
+
+_SAVED: Final = (*PROGRESS, "snapshot")
+"""What a save of a known run sets, its metadata, status and pipeline being as they were."""
 
 
 class Flujo:
@@ -66,7 +70,7 @@ class OnSQLite(Flujo):
 
         return {
             "first save": f"{queries.INSERT_RUN}; for each term of the metadata: {queries.INSERT_TERM}",
-            "save, the metadata unchanged": queries.UPDATE_RUN[False, True],
+            "save, the metadata unchanged": queries.update_run(_SAVED),
             "load": queries.LOAD,
             "step of a lifecycle": queries.PUT_STEP,
         }
@@ -91,10 +95,10 @@ class OnPostgres(Flujo):
         texts = {
             "first save": queries.INSERT_RUN,
             "first saves at once": queries.batch(("inserted",)),
-            "save, the metadata unchanged": queries.UPDATE_RUN[False, True],
-            "saves at once": queries.batch(("locked", queries.UPDATES[False, True])),
+            "save, the metadata unchanged": queries.update_run(_SAVED),
+            "saves at once": queries.batch(("locked", queries.UPDATES[_SAVED])),
             "load": queries.LOAD,
-            "steps at once": queries.batch(("locked", queries.UPDATES[False, False], "steps")),
+            "steps at once": queries.batch(("locked", queries.UPDATES[PROGRESS], "steps")),
         }
         return {name: text.replace("{s}.", "") for name, text in texts.items()}
 

@@ -17,7 +17,18 @@ from typing import Any, Final
 from .codec import decode_document, encode, encode_plain, seal
 from .errors import RunNotFoundError, StateConflictError
 from .model import RunInfo, RunStatus
-from .store import DIGEST_SIZE, Change, EvaluationRecord, HistoryEntry, Keep, RunRow, SpanRecord, StepRecord, StoredRun
+from .store import (
+    DIGEST_SIZE,
+    PROGRESS,
+    Change,
+    EvaluationRecord,
+    HistoryEntry,
+    Keep,
+    RunRow,
+    SpanRecord,
+    StepRecord,
+    StoredRun,
+)
 from .timestamps import from_text, text_of
 from .validation import FINISHED, RunData, StateData
 
@@ -221,6 +232,8 @@ class Base:
     """The run's, as JSON text."""
     costs: dict[str, float | None] | None
     """Of the run's steps, by record id; None: not known of all."""
+    settled: tuple[Any, ...] | None = None
+    """The columns of its row that are not `PROGRESS`; None: not known."""
 
     @classmethod
     def of(cls, stored: StoredRun) -> Base:
@@ -237,7 +250,9 @@ class Draft:
     """One run while operations change it. Each operation checks first and changes then, so that one that fails has
     changed nothing."""
 
-    __slots__ = ("_base", "_costs", "_digests", "_metadata", "_new_costs", "change", "history", "run", "touched")
+    __slots__ = (
+        "_base", "_costs", "_digests", "_metadata", "_new_costs", "_settled", "change", "history", "run", "touched",
+    )  # fmt: skip
 
     def __init__(self, run_id: str, base: Base | None, read_costs: Mapping[str, float | None] | None = None) -> None:
         """``read_costs``: of stored steps, by record id, where ``base`` doesn't know them."""
@@ -248,6 +263,7 @@ class Draft:
         self.history: History | None = None
         """From now on; None: as it was."""
         self._digests: Digests | None = None
+        self._settled = base.settled if base else None
         self._costs = base.costs if base else {}
         self._new_costs = dict(read_costs or {})
         self.touched = False
@@ -394,8 +410,11 @@ class Draft:
         change.row = run.store_row()
         fresh = self._base is None or change.wipe
         self._metadata = encode_plain(run.metadata)
+        self._settled = _SETTLED_OF(change.row)
         if fresh or self._base is None or self._metadata != self._base.metadata:
             change.metadata = self._metadata
+        else:
+            change.only_progress = self._settled == self._base.settled
         if fresh and isinstance(change.snapshot, Keep):
             change.snapshot = None
         if self.history is not None:
@@ -415,10 +434,11 @@ class Draft:
         costs = self._costs
         if costs is not None and self._new_costs:
             costs = {**costs, **self._new_costs} if len(costs) < MAX_KNOWN_COSTS else None
-        return Base(self.run, digests, self._metadata, costs)
+        return Base(self.run, digests, self._metadata, costs, self._settled)
 
 
 _FIELDS_OF: Final = attrgetter(*Run.__slots__)
+_SETTLED_OF: Final = attrgetter(*(name for name in RunRow._fields if name not in PROGRESS))
 
 
 def _copy(run: Run) -> Run:

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from .errors import MigrationError
@@ -47,6 +48,10 @@ class RunRow(NamedTuple):
     revision: int
     run: str
     """A JSON document: what core needs to make rows and the next write."""
+
+
+PROGRESS: Final = ("operation_id", "updated_at", "current_step_index", "total_cost", "revision", "run")
+"""The columns that every step of a run changes; most writes change no other."""
 
 
 class Keep:
@@ -122,6 +127,9 @@ class Change:
     """The snapshot document from now on; None: no snapshot."""
     metadata: str | Keep = KEEP
     """The metadata as JSON text, to be found by filters; given for a new row and when it changes."""
+    only_progress: bool = False
+    """All columns of the stored row but `PROGRESS` are as they are in ``row`` already, the metadata too. `columns` are
+    those to set, and the indexes of the others need not be touched."""
     history_length: int | None = None
     """Remove history from this position on; None: none."""
     history: list[HistoryEntry] = field(default_factory=list)
@@ -138,6 +146,41 @@ class Change:
     details: dict[str, str] = field(default_factory=dict)
     """Documents that only `StateBackend.get_run_details` shows, to put by key, in no order; a key is a JSON text."""
     evaluations: list[EvaluationRecord] = field(default_factory=list)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What an UPDATE of the row sets, and, after ``run_id``, what an INSERT gives: columns of `RunRow`, then
+        ``metadata`` and ``snapshot``, if they are given."""
+        return _COLUMNS[self._shape]
+
+    @property
+    def values(self) -> list[Any]:
+        """Those of `columns`; only with a ``row``."""
+        progress, metadata, snapshot = self._shape
+        assert self.row is not None
+        values = list(_PROGRESS_OF(self.row) if progress else self.row[1:])
+        if metadata:
+            values.append(self.metadata)
+        if snapshot:
+            values.append(self.snapshot)
+        return values
+
+    @property
+    def _shape(self) -> tuple[bool, bool, bool]:
+        return self.only_progress, self.metadata is not KEEP, self.snapshot is not KEEP
+
+
+_PROGRESS_OF: Final = attrgetter(*PROGRESS)
+_BOTH: Final = (False, True)
+_COLUMNS: Final = {
+    (progress, metadata, snapshot): (
+        *(PROGRESS if progress else RunRow._fields[1:]), *(["metadata"] if metadata else []),
+        *(["snapshot"] if snapshot else []),
+    )
+    for progress in _BOTH for metadata in _BOTH for snapshot in _BOTH if not (progress and metadata)
+}  # fmt: skip
+SETS: Final = tuple(_COLUMNS.values())
+"""All that `Change.columns` may be."""
 
 
 class StoredRun(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from flujo_core.store import APPLIED, BUSY, Change, Keep, Outcome, StoredRun
+from flujo_core.store import APPLIED, BUSY, Change, Outcome, StoredRun
 
 from . import queries as sql
 
@@ -100,15 +100,13 @@ def _parts(changes: Sequence[Change], limit: str, *, alone: bool) -> tuple[tuple
     if known:
         run_ids = [change.run_id for change in known]
         parts.append(("waited", [run_ids, limit]) if alone else ("locked", [run_ids]))
-    rows_of: dict[tuple[bool, bool], Rows] = {}
+    rows_of: dict[tuple[str, ...], Rows] = {}
     for change in known:
-        metadata, snapshot = isinstance(change.metadata, str), not isinstance(change.snapshot, Keep)
-        given_documents = [change.metadata] * metadata + [change.snapshot] * snapshot
-        rows_of.setdefault((metadata, snapshot), []).append((*(change.row or ()), *given_documents, change.expected))
-    for kind, name in sql.UPDATES.items():
-        part(name, rows_of.get(kind, []))
+        rows_of.setdefault(change.columns, []).append((change.run_id, *change.values, change.expected))
+    for columns, name in sql.UPDATES.items():
+        part(name, rows_of.get(columns, []))
     new = [change for change in changes if _inserts(change)]
-    part("inserted", [(*(c.row or ()), c.metadata, given(c.snapshot)) for c in new], limit)
+    part("inserted", [(c.run_id, *c.values) for c in new], limit)
     part("cut_history", [(c.run_id, c.history_length) for c in known if c.history_length is not None])
     part("history", [(c.run_id, *entry) for c in changes for entry in c.history])
     part("steps", [(c.run_id, *step) for c in changes for step in c.steps])
@@ -122,10 +120,6 @@ def _parts(changes: Sequence[Change], limit: str, *, alone: bool) -> tuple[tuple
 def milliseconds(seconds: float) -> str:
     # 0 would be no limit, and the server's own limit is that of 32 bits.
     return str(min(max(int(seconds * 1000), 1), 2**31 - 1))
-
-
-def given(snapshot: str | Keep | None) -> str | None:
-    return None if isinstance(snapshot, Keep) else snapshot
 
 
 def _columns(rows: Rows) -> list[list[Any]]:

@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any, Final
 
 from flujo_core.codec import encode_plain
-from flujo_core.store import RunQuery, RunRow
+from flujo_core.store import SETS, RunQuery
 
 # --- a run's row ------------------------------------------------------------------------------------------------
 
@@ -43,7 +43,6 @@ TYPES: Final = {
 }
 """The columns of workflow_state in the order of `RunRow`, then the two documents that a write may leave as they are."""
 
-_ROW: Final = RunRow._fields
 _ALL: Final = tuple(TYPES)
 
 
@@ -67,22 +66,17 @@ INSERT_RUN: Final = (
 )
 
 
-def changed_columns(*, metadata: bool, snapshot: bool) -> tuple[str, ...]:
-    return (*_ROW, *(["metadata"] if metadata else []), *(["snapshot"] if snapshot else []))
-
-
-def _update_run(*, metadata: bool, snapshot: bool) -> str:
-    """run_id and the other columns, then the expected operation_id and the lock timeout."""
-    names = changed_columns(metadata=metadata, snapshot=snapshot)
-    sets = ", ".join(f"{name} = ${number}::{TYPES[name]}" for number, name in enumerate(names, 1) if number > 1)
+@cache
+def update_run(columns: tuple[str, ...]) -> str:
+    """run_id and the columns, then the expected operation_id and the lock timeout."""
+    sets = ", ".join(f"{name} = ${number}::{TYPES[name]}" for number, name in enumerate(columns, 2))
+    last = len(columns) + 1
     return (
-        f"UPDATE {{s}}.workflow_state SET {sets} WHERE run_id = $1 AND operation_id = ${len(names) + 1}::bytea "
-        f"AND {_lock_timeout(len(names) + 2)}"
+        f"UPDATE {{s}}.workflow_state SET {sets} WHERE run_id = $1 AND operation_id = ${last + 1}::bytea "
+        f"AND {_lock_timeout(last + 2)}"
     )
 
 
-_BOTH: Final = (False, True)
-UPDATE_RUN: Final = {(m, s): _update_run(metadata=m, snapshot=s) for m in _BOTH for s in _BOTH}
 STORED_RUNS: Final = (
     "SELECT w.run_id, w.operation_id, w.run, (SELECT string_agg(h.digest, ''::bytea ORDER BY h.position) "
     "FROM {s}.workflow_history h WHERE h.run_id = w.run_id) FROM {s}.workflow_state w WHERE w.run_id = ANY($1::text[])"
@@ -140,10 +134,10 @@ def _rows(types: str) -> str:
     return f"unnest({arrays}) AS u (run_id) WHERE u.run_id IN (SELECT run_id FROM written)"
 
 
-def _update_runs(*, metadata: bool, snapshot: bool) -> str:
-    """The columns, then the expected operation_id."""
-    names = changed_columns(metadata=metadata, snapshot=snapshot)
-    sets = ", ".join(f"{name} = u.{name}" for name in names[1:])
+def _update_runs(columns: tuple[str, ...]) -> str:
+    """run_id and the columns, then the expected operation_id."""
+    names = ("run_id", *columns)
+    sets = ", ".join(f"{name} = u.{name}" for name in columns)
     return (
         f"UPDATE {{s}}.workflow_state w SET {sets} "
         f"FROM unnest({_arrays(names)}, ${len(names) + 1}::bytea[]) AS u ({', '.join(names)}, expected) "
@@ -152,12 +146,12 @@ def _update_runs(*, metadata: bool, snapshot: bool) -> str:
     )
 
 
-UPDATES: Final = {(m, s): f"updated_{int(m)}{int(s)}" for m in _BOTH for s in _BOTH}
-"""The parts that change rows: whether the metadata is given, and the snapshot."""
+UPDATES: Final = {columns: f"updated_{number}" for number, columns in enumerate(SETS)}
+"""The parts that change rows, by the columns that they set."""
 _PARTS: Final = {
     "locked": LOCK_FREE_RUNS,
     "waited": WAIT_FOR_RUNS,
-    **{name: _update_runs(metadata=m, snapshot=s) for (m, s), name in UPDATES.items()},
+    **{name: _update_runs(columns) for columns, name in UPDATES.items()},
     "inserted": (
         f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) SELECT * FROM unnest({_arrays(_ALL)}) "
         f"WHERE {_lock_timeout(len(_ALL) + 1)} ON CONFLICT (run_id) DO NOTHING RETURNING run_id"

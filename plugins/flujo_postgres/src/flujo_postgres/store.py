@@ -21,7 +21,6 @@ from flujo_core.store import (
     Change,
     CommitUnknown,
     Interrupted,
-    Keep,
     Migrated,
     Outcome,
     RunQuery,
@@ -34,7 +33,7 @@ from flujo_core.store import (
 
 from . import concurrently, original, schema
 from . import queries as sql
-from .changes import Changes, given, milliseconds, outcome, removes
+from .changes import Changes, milliseconds, outcome, removes
 from .connection import CANCEL_TIMEOUT, Connections, Target, roll_back
 from .errors import NOT_YET, ROLLED_BACK, NoAnswer, is_lost, translated
 from .settings import PostgresSettings
@@ -179,15 +178,11 @@ class PostgresStore(Store):
 
     async def _commit_row(self, change: Change, wait: float) -> Outcome:
         """One statement, which commits by itself."""
-        values: list[Any] = [*change.row] if change.row else []
+        values = [change.run_id, *change.values]
         if change.expected is None:
             statement = sql.INSERT_RUN
-            values += [change.metadata, given(change.snapshot)]
         else:
-            with_metadata, with_snapshot = isinstance(change.metadata, str), not isinstance(change.snapshot, Keep)
-            statement = sql.UPDATE_RUN[with_metadata, with_snapshot]
-            values += [change.metadata] if with_metadata else []
-            values += [change.snapshot] if with_snapshot else []
+            statement = sql.update_run(change.columns)
             values.append(change.expected)
         values.append(milliseconds(wait))
         text = self._sql(statement)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 from flujo_core.codec import decode_plain
 from flujo_core.containment import document_terms
-from flujo_core.store import APPLIED, Change, Keep, Outcome, RunRow, StoredRun
+from flujo_core.store import APPLIED, Change, Outcome, RunRow, StoredRun
 from flujo_core.timestamps import text_of
 
 from . import queries as sql
@@ -16,15 +17,8 @@ from . import queries as sql
 Raw = sqlite3.Connection
 
 
-_MOMENTS = tuple(RunRow._fields.index(name) for name in ("created_at", "updated_at", "end_time"))
-
-
-def _values(row: RunRow) -> list[Any]:
-    values: list[Any] = [*row]
-    for place in _MOMENTS:
-        if values[place] is not None:
-            values[place] = text_of(values[place])
-    return values
+def _values(change: Change) -> list[Any]:
+    return [text_of(value) if isinstance(value, datetime) else value for value in change.values]
 
 
 def apply(raw: Raw, change: Change) -> Outcome:
@@ -45,25 +39,20 @@ def apply(raw: Raw, change: Change) -> Outcome:
 def _insert(raw: Raw, change: Change) -> bool:
     assert change.row is not None
     assert isinstance(change.metadata, str)
-    snapshot = None if isinstance(change.snapshot, Keep) else change.snapshot
-    if raw.execute(sql.INSERT_RUN, (*_values(change.row), change.metadata, snapshot)).rowcount != 1:
+    if raw.execute(sql.INSERT_RUN, (change.run_id, *_values(change))).rowcount != 1:
         return False
     _put_terms(raw, change.row, _terms(change.metadata))
     return True
 
 
 def _update(raw: Raw, change: Change) -> bool:
-    row, metadata, snapshot = change.row, change.metadata, change.snapshot
+    row, metadata = change.row, change.metadata
     assert row is not None
     old: tuple[str, str] = ("{}", "")
-    values = _values(row)[1:]
     if isinstance(metadata, str):
         old = raw.execute(sql.OLD_TERMS, (change.run_id,)).fetchone() or old
-        values.append(metadata)
-    if not isinstance(snapshot, Keep):
-        values.append(snapshot)
-    statement = sql.UPDATE_RUN[isinstance(metadata, str), not isinstance(snapshot, Keep)]
-    if raw.execute(statement, (*values, change.run_id, change.expected)).rowcount != 1:
+    statement = sql.update_run(change.columns)
+    if raw.execute(statement, (*_values(change), change.run_id, change.expected)).rowcount != 1:
         return False
     if isinstance(metadata, str):
         # Only the terms that changed; they stand under created_at, which changes when a placeholder is completed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from flujo_core.codec import encode_plain
@@ -12,27 +13,21 @@ from flujo_core.timestamps import text_of
 
 # --- a run's row ------------------------------------------------------------------------------------------------
 
-_COLUMNS: Final = ", ".join(RunRow._fields)
-_MARKS: Final = ", ".join("?" * len(RunRow._fields))
+_COLUMNS: Final = (*RunRow._fields, "metadata", "snapshot")
 
 INSERT_RUN: Final = (
-    f"INSERT INTO workflow_state ({_COLUMNS}, metadata, snapshot) VALUES ({_MARKS}, ?, ?) "
+    f"INSERT INTO workflow_state ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
     "ON CONFLICT (run_id) DO NOTHING"
 )
 
 
-def update_run(*, metadata: bool, snapshot: bool) -> str:
-    """Sets the columns of a row, and the two documents if they change; then run_id and the expected operation_id."""
-    columns = [*RunRow._fields[1:], *(["metadata"] if metadata else []), *(["snapshot"] if snapshot else [])]
+@cache
+def update_run(columns: tuple[str, ...]) -> str:
+    """The columns, then run_id and the expected operation_id."""
     values = ", ".join(f"{name} = ?" for name in columns)
     return f"UPDATE workflow_state SET {values} WHERE run_id = ? AND operation_id = ?"
 
 
-UPDATE_RUN: Final = {
-    (metadata, snapshot): update_run(metadata=metadata, snapshot=snapshot)
-    for metadata in (False, True)
-    for snapshot in (False, True)
-}
 STORED_RUN: Final = "SELECT operation_id, run FROM workflow_state WHERE run_id = ?"
 STORED_HISTORY: Final = "SELECT digest FROM workflow_history WHERE run_id = ? ORDER BY position"
 OPERATION_ID: Final = "SELECT operation_id FROM workflow_state WHERE run_id = ?"
