@@ -51,6 +51,16 @@ def test_g3_a_value_comes_back_from_strict_json(value: Any) -> None:
     assert difference(decode(text), value) is None
 
 
+@given(st.from_regex(r"-?(0|[1-9][0-9]{0,24})(\.[0-9]{1,24})?([eE][+-]?[0-9]{1,3})?", fullmatch=True))
+@example("2.4703282292062328e-324")
+@example("9007199254740993.0")
+@example("-0")
+@example("1e400")
+def test_g3_a_number_is_read_as_python_reads_it(text: str) -> None:
+    """However it is spelt."""
+    assert difference(decode_plain(text), json.loads(text)) is None
+
+
 @given(st.lists(VALUES, max_size=5))
 @example([nested(255, 1), 1])
 def test_s8_entries_are_encoded_as_one_by_one(values: list[Any]) -> None:

@@ -26,7 +26,7 @@ from math import isfinite, isnan
 from typing import Any, Final
 from uuid import UUID
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from .errors import InvalidStateError, SchemaTooNewError
 
@@ -323,7 +323,6 @@ _encode_strict = json.JSONEncoder(
     ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
 ).encode
 _encode_raw = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
-_decode_fast = json.JSONDecoder().decode
 _decode_big = json.JSONDecoder(parse_int=_int_value).decode
 
 
@@ -337,6 +336,8 @@ def _dumps(value: Any) -> str:
 
 # Several times as fast as the json module. It refuses surrogates, escapes NUL, and writes NaN.
 _to_json: Final = partial(to_json, inf_nan_mode="constants")
+# Twice as fast as the json module, with the same values. Only keys repeat often enough to be looked up.
+_from_json: Final = partial(from_json, cache_strings="keys")
 
 
 def _is_unsayable(text: bytes) -> bool:
@@ -453,8 +454,9 @@ def _unwrap(value: Any) -> Any:
 def decode_plain(text: str) -> Any:
     """The value that `encode_plain` was given."""
     try:
-        return _decode_fast(text)
+        return _from_json(text)
     except ValueError:
+        # Nested deeper than it goes, some 200 levels, or an integer past the interpreter's limit on digits.
         return _decode_big(text)
 
 
