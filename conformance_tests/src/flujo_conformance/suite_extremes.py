@@ -146,8 +146,8 @@ class ExtremesPart:
         await asyncio.gather(*(third.save_run_end(name, {"mine": name}) for name in names[::2]))
         for name in names[::30]:
             assert ((await loaded(here.one, name))["mine"], (await row_of(here.one, name))["mine"]) == (name, name)
-        assert all(await asyncio.gather(*map(here.open().delete_run, names)))
-        assert await here.one.count_runs() == 0
+        assert all(await asyncio.gather(*map(here.open().delete_run, names[::3])))
+        assert await ids(here.one) == [name for name in names[::-1] if name not in names[::3]]
 
     @on_fresh_data
     async def test_g6_r6_r7_time_goes_back_beyond_1970(self, here: Handles) -> None:

@@ -11,15 +11,13 @@ from flujo_core.timestamps import text_of
 
 # --- a run's row ------------------------------------------------------------------------------------------------
 
-_COLUMNS: Final = ", ".join(RunRow._fields)
-_MARKS: Final = ", ".join("?" * len(RunRow._fields))
+_COLUMNS: Final = (*RunRow._fields, "metadata", "snapshot")
 
-INSERT_RUN: Final = f"INSERT INTO workflow_state ({_COLUMNS}, metadata, snapshot) VALUES ({_MARKS}, ?, ?)"
+INSERT_RUN: Final = f"INSERT INTO workflow_state ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
-def update_run(*, metadata: bool, snapshot: bool) -> str:
-    """Sets the columns of a row, and the two documents if they change; then run_id."""
-    columns = [*RunRow._fields[1:], *(["metadata"] if metadata else []), *(["snapshot"] if snapshot else [])]
+def update_run(columns: tuple[str, ...]) -> str:
+    """The columns, then run_id."""
     values = ", ".join(f"{name} = ?" for name in columns)
     return f"UPDATE workflow_state SET {values} WHERE run_id = ?"
 
@@ -37,13 +35,13 @@ RUN_DETAILS: Final = "SELECT run FROM workflow_state WHERE run_id = ?"
 # And its ON CONFLICT takes longer than to remove what is to be replaced and insert: no table but that of the runs has a
 # key, which is safe because only one writer is at work at a time.
 
-WIPE: Final = tuple(
-    f"DELETE FROM {table} WHERE run_id = ?"
-    for table in (
-        "workflow_state", "workflow_history", "workflow_steps", "workflow_spans", "workflow_traces",
-        "workflow_details", "workflow_evaluations", "workflow_metadata_terms",
-    )
+_TABLES: Final = (
+    "workflow_state", "workflow_history", "workflow_steps", "workflow_spans", "workflow_traces", "workflow_details",
+    "workflow_evaluations", "workflow_metadata_terms",
 )  # fmt: skip
+TABLES_OF: Final = " UNION ".join(f"SELECT '{table}' FROM {table} WHERE run_id = $1" for table in _TABLES)
+"""Those that have rows of a run: to look costs less than to delete from the others."""
+WIPE: Final = "DELETE FROM {table} WHERE run_id = ?"
 INSERT_TERMS: Final = "INSERT INTO workflow_metadata_terms (run_id, term) SELECT ?, unnest(?::BIGINT[])"
 DELETE_TERMS: Final = "DELETE FROM workflow_metadata_terms WHERE run_id = ?"
 CUT_HISTORY: Final = "DELETE FROM workflow_history WHERE run_id = ? AND position >= ?"
