@@ -167,7 +167,7 @@ class Change:
 
     @property
     def _shape(self) -> tuple[bool, bool, bool]:
-        return self.only_progress, self.metadata is not KEEP, self.snapshot is not KEEP
+        return self.only_progress, isinstance(self.metadata, str), not isinstance(self.snapshot, Keep)
 
 
 _PROGRESS_OF: Final = attrgetter(*PROGRESS)

@@ -232,13 +232,21 @@ asyncio.run_coroutine_threadsafe(backend.save_state("r", state()), loop).result(
 """,
     "with a thread that goes on": """
 backend = SQLiteBackend(path)
-async def main():
-    threading.main_thread().join()
+async def use():
     for step in range(5):
         await backend.save_state("r", state(step))
         await asyncio.sleep(0.02)
     await backend.load_state("r")
+async def main():
+    if (3, 12) <= sys.version_info < (3, 12, 3):
+        # These start no thread once the main one has ended (python/cpython#113964): the connections have to be there.
+        await use()
+    ready.set()
+    threading.main_thread().join()
+    await use()
+ready = threading.Event()
 threading.Thread(target=lambda: asyncio.run(main())).start()
+ready.wait()
 """,
 }
 

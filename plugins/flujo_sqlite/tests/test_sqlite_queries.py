@@ -331,7 +331,7 @@ def test_r7_pages_with_a_bound_of_time_leave_nothing_out(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("statement", "values"),
     [
-        (sql.LOAD, ("r",)),
+        (sql.LOAD, ("r", "r")),
         (sql.STORED_RUN, ("r",)),
         (sql.STORED_HISTORY, ("r",)),
         (sql.OLD_TERMS, ("r",)),
@@ -354,6 +354,11 @@ def test_m4_what_is_of_one_run_is_found_by_key(file: Raw, statement: str, values
     steps = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
     # SCAN (subquery), and of the evaluations the newest, in the order of their index.
     assert not [step for step in steps if re.match(r"SCAN (?!\(|CONSTANT)(?!.*USING INDEX)", step)]
+
+
+def test_no_statement_numbers_its_marks() -> None:
+    """Python 3.12.0 to 3.12.3 take ``?1`` for a name, and warn."""
+    assert not re.search(r"\?[0-9]", Path(sql.__file__).read_text())
 
 
 def test_m4_the_rarest_term_leads_and_costs_no_look_at_the_others(file: Raw) -> None:

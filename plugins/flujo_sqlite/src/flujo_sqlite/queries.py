@@ -34,8 +34,8 @@ OPERATION_ID: Final = "SELECT operation_id FROM workflow_state WHERE run_id = ?"
 OLD_TERMS: Final = "SELECT metadata, created_at FROM workflow_state WHERE run_id = ?"
 LOAD: Final = (
     "SELECT revision, created_at, snapshot, (SELECT group_concat(entry, ',') FROM "
-    "(SELECT entry FROM workflow_history WHERE run_id = ?1 ORDER BY position)) "
-    "FROM workflow_state WHERE run_id = ?1 AND snapshot IS NOT NULL"
+    "(SELECT entry FROM workflow_history WHERE run_id = ? ORDER BY position)) "
+    "FROM workflow_state WHERE run_id = ? AND snapshot IS NOT NULL"
 )
 """SQLite leaves out the order of a subquery only for the aggregates count, min and max (optoverview.html)."""
 RUN_DETAILS: Final = "SELECT run FROM workflow_state WHERE run_id = ?"

@@ -296,7 +296,7 @@ class SQLiteStore(Store):
         return await self._read(partial(_in_one_view, read))
 
     async def load(self, run_id: str) -> Snapshot | None:
-        rows = await self._read(lambda raw: raw.execute(sql.LOAD, (run_id,)).fetchall())
+        rows = await self._read(lambda raw: raw.execute(sql.LOAD, (run_id, run_id)).fetchall())
         if not rows:
             return None
         revision, created_at, snapshot, history = rows[0]
