@@ -28,8 +28,10 @@ from .validation import (
     run_statuses,
 )
 
-_BATCH: Final = 8
-"""Runs that a cleanup takes on at a time: a save that comes meanwhile waits for so many."""
+_PAGE: Final = 100
+"""Runs that a cleanup looks at in one go …"""
+_AT_ONCE: Final = 4
+"""… and that it removes in one go: a save that comes meanwhile waits for so many."""
 
 
 class Administration(Lifecycle):
@@ -105,19 +107,11 @@ class Administration(Lifecycle):
             placeholders=True,
         )
         removed = 0
-        async for runs in self._batches(query):
-            removed += sum(await asyncio.gather(*(self._write(run.run_id, remove_if_old) for run in runs)))
+        async for page in self._pages(query, _PAGE):
+            for first in range(0, len(page), _AT_ONCE):
+                runs = page[first : first + _AT_ONCE]
+                removed += sum(await asyncio.gather(*(self._write(run.run_id, remove_if_old) for run in runs)))
         return removed
-
-    async def _batches(self, query: RunQuery) -> Any:
-        """All runs of a query, some at a time."""
-        while True:
-            runs = await self._list(replace(query, limit=_BATCH))
-            if runs:
-                yield runs
-            if len(runs) < _BATCH:
-                return
-            query = replace(query, after=(runs[-1].created_at, runs[-1].run_id))
 
     async def cleanup_stale_background_tasks(self, stale_hours: float = 24) -> int:
         """Mark background tasks as failed that still run and were not updated for ``stale_hours`` hours; how many (A5).
@@ -129,8 +123,8 @@ class Administration(Lifecycle):
         reason = f"no update for {stale_hours:g} hours or more: marked as failed"
         query = RunQuery(statuses=("running",), is_background_task=True, updated_before=cutoff)
         marked = 0
-        async for runs in self._batches(query):
-            for run in runs:
+        async for page in self._pages(query, _PAGE):
+            for run in page:
                 marked += await self._mark_stale(run.run_id, cutoff, reason, now)
         return marked
 

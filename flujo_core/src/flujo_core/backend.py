@@ -7,6 +7,7 @@ The ids in the docstrings are those of the contract's rules. Methods are corouti
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from functools import partial
 from typing import Any, Unpack
@@ -17,7 +18,7 @@ from .errors import InvalidStateError
 from .model import RunInfo, Span, SpanStatistics, State, Step
 from .queries import Filters, run_query
 from .runs import Draft, History, Run
-from .store import SpanRecord, SpanStatistic, StepRecord
+from .store import RunQuery, SpanRecord, SpanStatistic, StepRecord
 from .timestamps import from_text, instant, text_of
 from .traces import spans_of, tree_of
 from .validation import (
@@ -219,7 +220,13 @@ class StateBackend(Administration):
         pages nothing is held.
         """
         query = run_query(status, pipeline_name, metadata_filter, filters)
-        return self._pages(query, positive(page_size, "page_size"))
+        return self._each(query, positive(page_size, "page_size"))
+
+    async def _each(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
+        async with aclosing(self._pages(query, page_size)) as pages:
+            async for page in pages:
+                for run in page:
+                    yield run.row()
 
     async def count_runs(
         self,

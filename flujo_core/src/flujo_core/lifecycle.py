@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -145,12 +145,11 @@ class Lifecycle:
     async def _rows(self, query: RunQuery) -> list[RunInfo]:
         return [run.row() for run in await self._list(query)]
 
-    async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
-        """All rows of the query by key; between pages nothing is held (R7)."""
+    async def _pages(self, query: RunQuery, page_size: int) -> AsyncGenerator[list[Run], None]:
+        """All runs of the query by key; between pages nothing is held (R7)."""
         while True:
-            page = await self._rows(replace(query, limit=page_size))
-            for row in page:
-                yield row
+            page = await self._list(replace(query, limit=page_size))
+            yield page
             if len(page) < page_size:
                 return
-            query = replace(query, after=(page[-1]["created_at"], page[-1]["run_id"]))
+            query = replace(query, after=(page[-1].created_at, page[-1].run_id))

@@ -141,6 +141,7 @@ async def revision(place: Place, run_id: str) -> int:
 
 # --- lost answers (G9) --------------------------------------------------------------------------------------------
 
+TRACE = {"span_id": "root", "name": "run", "start_time": 1.0, "status": "completed"}
 UPDATE, INSERT, BATCH, COMMIT = b'UPDATE "', b"INSERT INTO", b"WITH ", b"COMMIT;"
 
 
@@ -198,6 +199,11 @@ async def test_g9_every_write_whose_answer_is_lost_is_applied_once(place: Place,
         assert found["value"] == 1
 
         proxy.arm(COMMIT, forward=forward)
+        await backend.save_trace("run", TRACE)
+        assert proxy.hits == 1
+        assert await backend.get_trace("run") == TRACE
+
+        proxy.arm(BATCH, forward=forward)
         assert await backend.delete_run("run") is True
         assert proxy.hits == 1
         assert await place.fetch("SELECT 1 FROM workflow_state WHERE run_id = 'run'") == []
@@ -244,7 +250,8 @@ WRITES: dict[str, tuple[bytes, Callable[[PostgresBackend], Awaitable[object]]]] 
         BATCH,
         lambda backend: backend.save_step_result({"run_id": "run", "step_name": "s", "step_index": 0}),
     ),
-    "delete_run": (COMMIT, lambda backend: backend.delete_run("run")),
+    "save_trace": (COMMIT, lambda backend: backend.save_trace("run", TRACE)),
+    "delete_run": (BATCH, lambda backend: backend.delete_run("run")),
     "set_system_state": (b"flujo_system_state", lambda backend: backend.set_system_state("key", 1)),
 }
 

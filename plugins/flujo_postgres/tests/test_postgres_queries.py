@@ -235,7 +235,8 @@ async def test_s8_a_batch_finds_its_runs_by_their_ids(filled: Place, lock: str, 
     connection = await filled.connect()
     try:
         await connection.execute(f"SET plan_cache_mode = {mode}; SET enable_seqscan = off")
-        names = (lock, *sql.UPDATES.values(), "inserted", "cut_history", "history", "steps", "spans", "evaluations")
+        records = ("cut_history", "history", "steps", "spans", "evaluations")
+        names = (lock, "wiped", *sql.WIPED, *sql.UPDATES.values(), "inserted", *records)
         statement = await connection.prepare(f"EXPLAIN (FORMAT JSON) {sql.in_schema(sql.batch(names), filled.schema)}")
         values = [
             "1000" if kind.name == "text" else ["run7"] if kind.name == "text[]" else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from flujo_core.memory import MemoryBackend, MemoryStore
 from flujo_core.model import Evaluation, RunInfo, SystemState, WorkflowStats
-from flujo_core.runs import Draft
+from flujo_core.runs import Draft, Run
 from flujo_core.store import Change, Outcome, RunQuery, RunStatistic
 from flujo_core.timestamps import ago
 
@@ -179,13 +179,11 @@ class WholeDays(MemoryBackend):
 
 
 @breaks("A3")
-class OneBatchOnly(MemoryBackend):
-    """A cleanup ends after its first batch."""
+class OnePageOnly(MemoryBackend):
+    """A cleanup ends after its first page."""
 
-    async def _batches(self, query: RunQuery) -> Any:
-        async for batch in super()._batches(query):
-            yield batch
-            return
+    async def _pages(self, query: RunQuery, page_size: int) -> AsyncGenerator[list[Run], None]:
+        yield await self._list(replace(query, limit=page_size))
 
 
 @breaks("A3", "R5")

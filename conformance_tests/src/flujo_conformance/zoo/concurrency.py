@@ -211,7 +211,7 @@ class OneCursorForAll(MemoryBackend):
 
     after: Any = None
 
-    async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
+    async def _each(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
         self.after = None
         while True:
             page = await self._rows(replace(query, limit=page_size, after=self.after))
@@ -230,8 +230,8 @@ class LockedRunsSkipped(_Writing):
     async def begin(self, run_id: str) -> None:
         await _turns(100)
 
-    async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
-        async for row in super()._pages(query, page_size):
+    async def _each(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
+        async for row in super()._each(query, page_size):
             if not self.writing[row["run_id"]]:
                 yield row
 
@@ -240,8 +240,8 @@ class LockedRunsSkipped(_Writing):
 class DisturbedRowsAgain(_Writing):
     """A row during whose reading something was written is read again, and yielded twice."""
 
-    async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
-        async for row in super()._pages(query, page_size):
+    async def _each(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
+        async for row in super()._each(query, page_size):
             yield row
             before = self.written.total()
             await _turns(1)

@@ -204,12 +204,12 @@ class IterationsHoldConnections(MemoryBackend):
         super().__init__(name, **more)
         self.open = 0
 
-    async def _pages(self, *args: Any) -> AsyncIterator[RunInfo]:
+    async def _each(self, *args: Any) -> AsyncIterator[RunInfo]:
         if self.open == 10:
             raise StorageUnavailableError("the pool is exhausted")
         self.open += 1
         try:
-            async for row in super()._pages(*args):
+            async for row in super()._each(*args):
                 yield row
         finally:
             self.open -= 1

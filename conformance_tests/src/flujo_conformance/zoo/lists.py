@@ -180,7 +180,7 @@ class FilterKeysInRows(MemoryBackend):
 class OffsetPaging(MemoryBackend):
     """iter_runs pages by offset, so that what comes and goes meanwhile moves the others."""
 
-    async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
+    async def _each(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
         while page := await self._rows(replace(query, limit=page_size)):
             for row in page:
                 yield row
@@ -199,9 +199,9 @@ class TiesSkipped(MemoryStore):
 class LastPageTwice(MemoryBackend):
     """A last page that is full ends the iteration too late, with its last run again."""
 
-    async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
+    async def _each(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
         number = 0
-        async for row in super()._pages(query, page_size):
+        async for row in super()._each(query, page_size):
             number += 1
             yield row
         if number and number % page_size == 0:
@@ -212,7 +212,7 @@ class LastPageTwice(MemoryBackend):
 class FirstPageOnly(MemoryBackend):
     """iter_runs ends after ten pages."""
 
-    async def _pages(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
+    async def _each(self, query: RunQuery, page_size: int) -> AsyncIterator[RunInfo]:
         for row in await self._rows(replace(query, limit=5 * page_size)):
             yield row
 

@@ -15,18 +15,18 @@ Fetch = Callable[..., Awaitable[Sequence[Any]]]
 """Runs a statement with its values."""
 
 
-def removes(changes: Sequence[Change]) -> bool:
-    """Whether some of what is stored has to go first, by statements of its own: one statement can't write a row twice.
-    Then it takes a transaction."""
-    return any(_removes(change) for change in changes)
+def replaces(changes: Sequence[Change]) -> bool:
+    """Whether some of what is stored has to go before something comes in its place: one statement can't write a row
+    twice. Then it takes a transaction."""
+    return any(_replaces(change) for change in changes)
 
 
-def _removes(change: Change) -> bool:
-    return change.expected is not None and (change.wipe or change.drop_trace_spans)
+def _replaces(change: Change) -> bool:
+    return change.expected is not None and change.row is not None and (change.wipe or change.drop_trace_spans)
 
 
 def _inserts(change: Change) -> bool:
-    return change.wipe or change.expected is None
+    return change.row is not None and (change.wipe or change.expected is None)
 
 
 class Changes:
@@ -43,20 +43,17 @@ class Changes:
         """The ids of the runs that are written; the others were not as expected, or are locked by others.
 
         A lone change waits for a lock, so many seconds. ``fetch`` runs a statement: of a connection in a transaction if
-        the changes are such that `removes`.
+        the changes are such that `replaces`.
         """
         alone = len(changes) == 1
-        done: set[str] = set()
-        removing = [change for change in changes if _removes(change)]
-        if removing:
-            done = await self._remove(fetch, removing, wait if alone else None)
-            changes = [change for change in changes if not _removes(change) or change.run_id in done]
-        writing = [change for change in changes if change.row]
-        if writing:
-            names, values = _parts(writing, milliseconds(wait if alone else self._lock_timeout), alone=alone)
-            rows = await fetch(self._sql(sql.batch(names)), *values)
-            done = {row[0] for row in rows} | {change.run_id for change in changes if not change.row}
-        return done
+        replacing = [change for change in changes if _replaces(change)]
+        if replacing:
+            removed = await self._remove(fetch, replacing, wait if alone else None)
+            changes = [change for change in changes if not _replaces(change) or change.run_id in removed]
+        if not changes:
+            return set()
+        names, values = _parts(changes, milliseconds(wait if alone else self._lock_timeout), alone=alone)
+        return {row[0] for row in await fetch(self._sql(sql.batch(names)), *values)}
 
     async def _remove(self, fetch: Fetch, changes: Sequence[Change], wait: float | None) -> set[str]:
         """Locks the runs first; the ids of those that were as expected."""
@@ -100,9 +97,14 @@ def _parts(changes: Sequence[Change], limit: str, *, alone: bool) -> tuple[tuple
     if known:
         run_ids = [change.run_id for change in known]
         parts.append(("waited", [run_ids, limit]) if alone else ("locked", [run_ids]))
+    wiped = [change for change in known if not change.row]
+    part("wiped", [(c.run_id, c.expected) for c in wiped])
+    for name in sql.WIPED:
+        part(name, [(c.run_id,) for c in wiped])
     rows_of: dict[tuple[str, ...], Rows] = {}
     for change in known:
-        rows_of.setdefault(change.columns, []).append((change.run_id, *change.values, change.expected))
+        if change.row:
+            rows_of.setdefault(change.columns, []).append((change.run_id, *change.values, change.expected))
     for columns, name in sql.UPDATES.items():
         part(name, rows_of.get(columns, []))
     new = [change for change in changes if _inserts(change)]

@@ -98,13 +98,13 @@ RUN_DETAILS: Final = (
 
 # --- what hangs on a run ----------------------------------------------------------------------------------------
 
-WIPE: Final = tuple(
-    f"DELETE FROM {{s}}.{table} WHERE run_id = ANY($1::text[])"
-    for table in (
-        "workflow_state", "workflow_history", "workflow_steps", "workflow_spans", "workflow_traces",
-        "workflow_details", "workflow_evaluations",
-    )
+_RECORDS: Final = (
+    "workflow_history", "workflow_steps", "workflow_spans", "workflow_traces", "workflow_details",
+    "workflow_evaluations",
 )  # fmt: skip
+WIPE: Final = tuple(
+    f"DELETE FROM {{s}}.{table} WHERE run_id = ANY($1::text[])" for table in ("workflow_state", *_RECORDS)
+)
 STEP_COST: Final = "SELECT cost_usd FROM {s}.workflow_steps WHERE run_id = $1 AND record_id = $2"
 LIST_STEPS: Final = "SELECT document FROM {s}.workflow_steps WHERE run_id = $1 ORDER BY step_index, sequence"
 DROP_TRACE_SPANS: Final = "DELETE FROM {s}.workflow_spans WHERE run_id = ANY($1::text[]) AND from_trace"
@@ -146,11 +146,22 @@ def _update_runs(columns: tuple[str, ...]) -> str:
     )
 
 
+WIPED: Final = {f"wiped_{table}": table for table in _RECORDS}
+"""The parts that remove the records of the runs that "wiped" removes, and their tables."""
 UPDATES: Final = {columns: f"updated_{number}" for number, columns in enumerate(SETS)}
 """The parts that change rows, by the columns that they set."""
 _PARTS: Final = {
     "locked": LOCK_FREE_RUNS,
     "waited": WAIT_FOR_RUNS,
+    "wiped": (
+        "DELETE FROM {s}.workflow_state w USING unnest($1::text[], $2::bytea[]) AS u (run_id, expected) "
+        "JOIN locked l ON l.run_id = u.run_id AND l.operation_id = u.expected "
+        "WHERE w.run_id = u.run_id RETURNING w.run_id"
+    ),
+    **{
+        name: f"DELETE FROM {{s}}.{table} WHERE run_id = ANY($1::text[]) AND run_id IN (SELECT run_id FROM wiped)"
+        for name, table in WIPED.items()
+    },
     **{name: _update_runs(columns) for columns, name in UPDATES.items()},
     "inserted": (
         f"INSERT INTO {{s}}.workflow_state ({', '.join(_ALL)}) SELECT * FROM unnest({_arrays(_ALL)}) "
@@ -197,6 +208,9 @@ _PARTS: Final = {
 }
 
 
+_WRITING: Final = {"wiped", *UPDATES.values(), "inserted"}
+
+
 @cache
 def batch(names: tuple[str, ...]) -> str:
     """One statement that does these parts, in the order of `_PARTS`; it tells the runs that it wrote. The values of
@@ -211,7 +225,7 @@ def batch(names: tuple[str, ...]) -> str:
         text = _PARTS[name]
         texts.append(f"{'locked' if name == 'waited' else name} AS ({_MARK.sub(partial(_moved, first), text)})")
         first += max(int(number) for number in _MARK.findall(text))
-    writing = [name for name in names if name == "inserted" or name in UPDATES.values()]
+    writing = [name for name in names if name in _WRITING]
     rows = " UNION ALL ".join(f"SELECT run_id FROM {name}" for name in writing)
     texts.insert(names.index(writing[-1]) + 1, f"written AS ({rows})")
     return f"WITH {', '.join(texts)} SELECT run_id FROM written"

@@ -33,7 +33,7 @@ from flujo_core.store import (
 
 from . import concurrently, original, schema
 from . import queries as sql
-from .changes import Changes, milliseconds, outcome, removes
+from .changes import Changes, milliseconds, outcome, replaces
 from .connection import CANCEL_TIMEOUT, Connections, Target, roll_back
 from .errors import NOT_YET, ROLLED_BACK, NoAnswer, is_lost, translated
 from .settings import PostgresSettings
@@ -44,7 +44,7 @@ PATIENCE: Final = 0.05
 
 
 class PostgresStore(Store):
-    """A pool of connections. A batch is written by one statement; a removal takes a transaction."""
+    """A pool of connections. A batch is written by one statement; what replaces records takes a transaction."""
 
     migrations = "flujo_postgres.migrations"
     migrates_outside_transactions = True
@@ -203,7 +203,7 @@ class PostgresStore(Store):
         return (await self.stored_runs([change.run_id])).get(change.run_id)
 
     async def _commit_all(self, changes: Sequence[Change], wait: float) -> list[Outcome]:
-        write = self._write_in_transaction if removes(changes) else self._write_at_once
+        write = self._write_in_transaction if replaces(changes) else self._write_at_once
         done = await self._writing(lambda connection: write(connection, changes, wait))
         others = [change.run_id for change in changes if change.run_id not in done]
         try:
