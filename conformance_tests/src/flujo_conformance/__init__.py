@@ -27,12 +27,16 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name == "StateBackendSuite":
-        import pytest
-
-        # Failed assertions in these modules are explained as in a test file.
-        pytest.register_assert_rewrite(f"{__name__}.suite", *(f"{__name__}.{part}" for part in _PARTS))
+        _explain_assertions()
         return import_module(".suite", __name__).StateBackendSuite
     return getattr(import_module(".harness", __name__), name)
+
+
+def _explain_assertions() -> None:
+    """Those that fail in the suite read as in a test file, if none of its modules is imported yet."""
+    import pytest
+
+    pytest.register_assert_rewrite(f"{__name__}.suite", *(f"{__name__}.{part}" for part in _PARTS))
 
 
 _PARTS = (

@@ -7,8 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from . import _explain_assertions
 from .harness import Harness
 from .postgres_server import URI_VARIABLE, PostgresServer, Server, provided_server
+
+# Before a test imports a module of the suite.
+_explain_assertions()
 
 VERSION_VARIABLE = "FLUJO_TEST_POSTGRES_VERSION"
 

@@ -497,7 +497,7 @@ async def timed(work: Any) -> float:
     return monotonic() - began
 
 
-@pytest.mark.parametrize("call", ["save_state", "save_step_result", "delete_run"])
+@pytest.mark.parametrize("call", ["save_state", "save_step_result", "save_trace", "delete_run"])
 @in_loop
 async def test_g12_a_locked_run_is_waited_for_up_to_lock_timeout(place: Place, call: str) -> None:
     async with place.backend(lock_timeout=0.7) as backend:
@@ -508,6 +508,8 @@ async def test_g12_a_locked_run_is_waited_for_up_to_lock_timeout(place: Place, c
                 return backend.save_state("held", state(1))
             if call == "delete_run":
                 return backend.delete_run("held")
+            if call == "save_trace":
+                return backend.save_trace("held", TRACE)
             return backend.save_step_result({"run_id": "held", "step_name": "s", "step_index": 0})
 
         async with holding(place, LOCK):
