@@ -79,6 +79,8 @@ def test_d4_nothing_is_imported_to_open_but_what_is_needed(plugins: PluginFolder
 def test_d4_distributions_are_read_again_only_after_an_installation(
     plugins: PluginFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The plugin is a module, not a package: its __pycache__ beside it would look like an installation.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     plugins.plugin("flujo-redis", "redis")
     find_plugin("redis")
     with monkeypatch.context() as patch:

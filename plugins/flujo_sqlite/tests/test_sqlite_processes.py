@@ -524,7 +524,7 @@ connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN IMMEDIATE")
 print("held", flush=True)
 sys.stdin.readline()
-connection.execute("ROLLBACK")
+connection.close()
 """
 
 
